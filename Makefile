@@ -1,0 +1,48 @@
+# make demo   the main job, end to end, on this machine (creates .venv when it is missing)
+# make test   the test suite
+#
+# PYTHON  interpreter for the virtual environment (3.10 to 3.12)
+# TORCH   what to install as torch. Without a GPU the CPU build is preferred; where your package
+#         index has none (PyPI does not), pip takes the ordinary build, which runs on a CPU too.
+PYTHON ?= python3
+VENV   ?= .venv
+ARGS   ?=
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+TORCH  ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo small test test-slow lint bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
+
+$(BIN)/.installed: pyproject.toml
+	@echo "setting up $(VENV): torch, ray and the rest (several minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: $(BIN)/.installed
+
+demo: setup
+	$(BIN)/posegen demo $(ARGS)
+
+small: setup
+	$(BIN)/posegen demo experiment=small $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,109 @@
+"""Frozen batches that cross boundaries: between modules, and between processes.
+
+Every record is plain tensors plus names; none has optional required fields. `Camera` lives in
+`posegen_ray.body.camera`, beside its conventions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from posegen_ray.body.camera import Camera, concatenate
+
+
+@dataclass(frozen=True)
+class PoseBatch:
+    """Poses in the common skeleton."""
+
+    rotations: Tensor  # [B, 24, 3, 3] local; [:, 0] is the root orientation in the world
+    translation: Tensor  # [B, 3] metres, added to the posed body
+
+    def __len__(self) -> int:
+        return self.rotations.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> PoseBatch:
+        return PoseBatch(self.rotations[index], self.translation[index])
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """What a renderer needs to draw a batch. Differentiable: bones and every camera tensor.
+
+    Item i shows subject `subjects[i]` posed by `bones[i]`, seen by camera i. A batch may mix
+    subjects; all items share the camera's image size.
+    """
+
+    subjects: tuple[str, ...]  # B names
+    bones: Tensor  # [B, 24, 3, 4] rest -> posed, world coordinates
+    camera: Camera
+
+    def __len__(self) -> int:
+        return len(self.subjects)
+
+    def __getitem__(self, index: list[int]) -> RenderRequest:
+        return RenderRequest(
+            tuple(self.subjects[i] for i in index), self.bones[index], self.camera[index]
+        )
+
+
+@dataclass(frozen=True)
+class RenderResult:
+    """Rendered pictures, in the order of the request."""
+
+    rgba: Tensor  # [B, H, W, 4] float32, premultiplied by alpha, linear in [0, 1]
+
+
+# The seam between everything and rendering: an in-process renderer or a pool of render servers.
+# The result's gradient flows back to the request's bones and camera.
+RenderFn = Callable[[RenderRequest], RenderResult]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled images: each row is one sample, its image and all its labels written together.
+
+    `joints` are the 12 limb joints in the coordinates of the *crop* camera (the camera that the
+    estimator sees), centred between the hips: what `PoseEstimator.forward` should answer.
+    """
+
+    images: Tensor  # [B, 3, S, S] uint8 RGB, the estimator's crop
+    joints: Tensor  # [B, 12, 3] metres, crop-camera axes, mid-hip at 0
+    joints_2d: Tensor  # [B, 12, 2] pixels in the crop
+    rotations: Tensor  # [B, 24, 3, 3]
+    shape: Tensor  # [B, S]
+    camera: Camera  # the crop cameras
+    view: Tensor  # [B, 3] azimuth relative to the body's facing, elevation, roll; radians
+    subjects: tuple[str, ...]
+    clips: tuple[str, ...]  # where the pose comes from: a clip's name, or "generated"
+    seeds: Tensor  # [B] int64, the seed that drew the sample
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def __getitem__(self, index: slice | list[int]) -> Samples:
+        rows = list(range(len(self)))[index] if isinstance(index, slice) else index
+        values: dict[str, object] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = (
+                tuple(value[i] for i in rows) if isinstance(value, tuple) else value[rows]
+            )
+        return Samples(**values)  # type: ignore[arg-type]
+
+
+def concatenate_samples(parts: list[Samples]) -> Samples:
+    """One batch from several, in order."""
+    values: dict[str, object] = {}
+    for field in fields(Samples):
+        column = [getattr(part, field.name) for part in parts]
+        if isinstance(column[0], tuple):
+            values[field.name] = tuple(name for part in column for name in part)
+        elif isinstance(column[0], Camera):
+            values[field.name] = concatenate(column)
+        else:
+            values[field.name] = torch.cat(column)
+    return Samples(**values)  # type: ignore[arg-type]
