@@ -1,5 +1,5 @@
-"""Pinhole cameras, stated once: OpenCV axes (x right, y down, z forward), extrinsics world -> camera,
-pixel centres at +0.5, world y-up and right-handed, metres and radians.
+"""Pinhole cameras, stated once: OpenCV axes (x right, y down, z forward), extrinsics world ->
+camera, pixel centres at +0.5, world y-up and right-handed, metres and radians.
 
 A pixel (column i, row j) covers [i, i+1) x [j, j+1); its centre is (i + 0.5, j + 0.5).
 """

@@ -1,8 +1,8 @@
 """A parametric body on the common skeleton: rotations + shape -> joints, vertices, bone transforms.
 
 Rest pose is the T-pose: y up, facing +z, the person's left is +x, feet near y = 0 at zero
-translation. With identity rotations the body stands in it, and every joint frame is aligned with the
-world (SMPL's convention), so SMPL poses apply to every body unchanged.
+translation. With identity rotations the body stands in it, and every joint frame is aligned with
+the world (SMPL's convention), so SMPL poses apply to every body unchanged.
 
 Knows nothing of files: `posegen_ray.body.anny` and `posegen_ray.body.smpl` build one.
 """
@@ -38,7 +38,7 @@ class BodyModel(nn.Module):
         skinning_weights: [V, 24], rows sum to 1.
         faces: [F, 3] triangles, counter-clockwise from outside.
         uv: [T, 2] texture coordinates in [0, 1] (v up) and uv_faces: [F, 3] into them; optional.
-        pose_directions: [V, 3, 207] SMPL's pose blend shapes (applied to `vertices` only); optional.
+        pose_directions: [V, 3, 207] SMPL's pose blend shapes (change `vertices` only); optional.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class BodyModel(nn.Module):
 
     def forward(
         self,
-        rotations: Tensor,  # [B, 24, 3, 3] local, parent <- joint; the pelvis' is the root orientation
+        rotations: Tensor,  # [B, 24, 3, 3] local, parent <- joint; the root's is in the world
         shape: Tensor,  # [B, S] or [1, S]
-        translation: Tensor | None = None,  # [B, 3] metres, added after posing about the rest pelvis
+        translation: Tensor | None = None,  # [B, 3] metres, added to the posed body
         vertices: bool = False,
     ) -> PosedBody:
         """Poses the body. Joints and bones cost microseconds; vertices only when asked for."""
@@ -144,4 +144,5 @@ def skin(
 ) -> Tensor:  # [B, V, 3] posed
     """Linear blend skinning."""
     blended = (weights @ bones.flatten(2)).unflatten(-1, (3, 4))
-    return (blended[..., :3] @ points[..., None])[..., 0] + blended[..., 3]
+    posed: Tensor = (blended[..., :3] @ points[..., None])[..., 0] + blended[..., 3]
+    return posed

@@ -97,5 +97,7 @@ def about_axis(
 ) -> Tensor:  # [..., 3, 3]
     """Rotation by `angle` about the coordinate axis 0 (x), 1 (y) or 2 (z)."""
     rotvec = torch.zeros(*angle.shape, 3, dtype=angle.dtype, device=angle.device)
-    rotvec = torch.cat([angle[..., None] if i == axis else rotvec[..., i : i + 1] for i in range(3)], -1)
+    rotvec = torch.cat(
+        [angle[..., None] if i == axis else rotvec[..., i : i + 1] for i in range(3)], -1
+    )
     return from_axis_angle(rotvec)

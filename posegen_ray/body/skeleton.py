@@ -72,5 +72,6 @@ def mirrored(names: tuple[str, ...]) -> tuple[int, ...]:
 
 # the skeleton drawn as lines between the 12 limb joints (indices into LIMB_JOINT_NAMES)
 LIMB_EDGES: tuple[tuple[int, int], ...] = (
-    (0, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7), (6, 8), (8, 10), (7, 9), (9, 11),
+    (0, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7), (6, 8), (8, 10), (7, 9),
+    (9, 11),
 )  # fmt: skip

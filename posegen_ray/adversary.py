@@ -1,0 +1,359 @@
+"""The adversarial step: the generator proposes, the estimator errs, and the generator is paid.
+
+Takes a `render_fn`; knows nothing of Ray, of processes, or of where the pictures come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
+from posegen_ray.errors import TrainingError
+from posegen_ray.estimators.base import PoseEstimator, limb_joints
+from posegen_ray.generation import losses
+from posegen_ray.generation.discriminator import Discriminator, HistoryPool
+from posegen_ray.generation.generator import Generated, Generator, Latent
+from posegen_ray.generation.proposal import Proposal, ProposalSampler, scene_camera
+from posegen_ray.generation.validity import ValidityChecker, add_counts
+from posegen_ray.records import RenderFn
+from posegen_ray.scene import BackgroundFn, People, assemble, mid_hip, pose_people
+from posegen_ray.subjects.background import composite
+
+# averages the gradients of these parameters over the workers, in place
+ReduceFn = Callable[[Sequence[nn.Parameter]], None]
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one step did. Errors in mm; shares in [0, 1]; NaN where nothing was rendered."""
+
+    error_mm: float  # the estimator's median error on the valid proposals
+    in_band: float  # share of them whose error lies inside the band
+    ambiguous: float  # share of them that a mirrored or swapped label fits better
+    payment: float
+    realism: float
+    diversity: float
+    camera_spread: float  # smallest over the camera's channels; 1: the prior's
+    joint_limits: float
+    residual: float  # mean turn of a joint away from the real pose, as a share of its bound
+    discriminator: float
+    gradient_norm: float  # the generator's, before clipping
+    valid: float  # share of valid proposals
+    skipped: float  # 1 when the step was skipped because of NaN or Inf
+
+    def as_dict(self) -> dict[str, float]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The estimator's answer to a batch of rendered proposals."""
+
+    error: Tensor  # [B] mm; differentiable in the proposals
+    ambiguous: Tensor  # [B] bool
+    images: Tensor  # [B, 3, S, S] in [0, 1], detached
+
+
+def judge(
+    proposal: Proposal,
+    people: People,
+    render_fn: RenderFn,
+    estimator: PoseEstimator,
+    backgrounds: Tensor,  # [B, 3, S, S]
+    through_image: bool = True,
+    through_ground_truth: bool = True,
+) -> Answer:
+    """Renders proposals and measures the estimator's error on them.
+
+    Differentiable in the proposal's poses and view by two paths, either of which can be cut: what
+    the estimator sees (estimator, renderer), and what it should have answered (ground truth).
+    """
+    scene = assemble(proposal, people, estimator.crop)
+    if through_image:
+        rgba = render_fn(scene.request).rgba
+    else:
+        with torch.no_grad():
+            rgba = render_fn(scene.request).rgba
+    images = composite(rgba, backgrounds.to(rgba))
+    truth = scene.joints if through_ground_truth else scene.joints.detach()
+    answer = limb_joints(estimator(images), estimator.joint_names)
+    return Answer(
+        losses.joint_errors(answer, truth),
+        losses.ambiguous(answer.detach(), truth.detach()),
+        images.detach(),
+    )
+
+
+class Adversary:
+    """Generator, discriminator, their optimisers and the history of fakes.
+
+    Args:
+        generator: moves with this object's optimiser.
+        feedback, discriminator: settings.
+        people: subjects that the generator's rows refer to.
+        checker: rejects proposals before they are rendered.
+        max_skipped_steps: so many non-finite steps in a row raise TrainingError.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        feedback: FeedbackConfig,
+        discriminator: DiscriminatorConfig,
+        people: People,
+        checker: ValidityChecker,
+        max_skipped_steps: int = 10,
+    ) -> None:
+        self.generator = generator
+        self.feedback = feedback
+        self.people = people
+        self.checker = checker
+        self.max_skipped_steps = max_skipped_steps
+        self.discriminator = Discriminator(discriminator)
+        self.history = HistoryPool(discriminator.history)
+        self.generator_optimizer = torch.optim.Adam(
+            generator.parameters(), lr=feedback.learning_rate, betas=(0.5, 0.99)
+        )
+        self.discriminator_optimizer = torch.optim.Adam(
+            self.discriminator.parameters(), lr=discriminator.learning_rate, betas=(0.5, 0.99)
+        )
+        self.reference_mm = 0.0  # the estimator's median error on real poses; see `calibrate`
+        self.skipped = 0  # non-finite steps in a row
+        self.skipped_total = 0
+        self.counts: dict[str, int] = {}  # proposals drawn, valid, and rejected by reason
+
+    @torch.no_grad()
+    def calibrate(
+        self,
+        render_fn: RenderFn,
+        estimator: PoseEstimator,
+        source: ProposalSampler,
+        background: BackgroundFn,
+        count: int,
+        rng: torch.Generator,
+        batch_size: int = 16,
+    ) -> float:
+        """Measures the estimator's median error on real poses, which the band starts from (mm)."""
+        errors = []
+        for start in range(0, count, batch_size):
+            proposal, _ = source(min(batch_size, count - start), rng)
+            pictures = background(_seeds(len(proposal), rng), estimator.crop.size)
+            with frozen(estimator):
+                errors.append(judge(proposal, self.people, render_fn, estimator, pictures).error)
+        self.reference_mm = float(torch.cat(errors).median())
+        return self.reference_mm
+
+    def step(
+        self,
+        count: int,
+        render_fn: RenderFn,
+        estimator: PoseEstimator,
+        background: BackgroundFn,
+        rng: torch.Generator,
+        reduce_fn: ReduceFn | None = None,
+    ) -> StepMetrics:
+        """One step of the generator, then one of the discriminator.
+
+        The estimator is not changed. A step with a NaN or Inf loss or gradient changes nothing but
+        `skipped`. Raises TrainingError after `max_skipped_steps` of them in a row.
+        """
+        metrics, generated = self._generator_step(
+            count, render_fn, estimator, background, rng, reduce_fn
+        )
+        discriminator_loss = self._discriminator_step(generated, rng, reduce_fn)
+        return StepMetrics(**{**metrics, "discriminator": discriminator_loss})
+
+    def _generator_step(
+        self,
+        count: int,
+        render_fn: RenderFn,
+        estimator: PoseEstimator,
+        background: BackgroundFn,
+        rng: torch.Generator,
+        reduce_fn: ReduceFn | None,
+    ) -> tuple[dict[str, float], Generated]:
+        config = self.feedback
+        latent = self.generator.draw(count, rng)
+        generated: Generated = self.generator(latent)
+        proposal = generated.proposal
+        rows = self._valid_rows(proposal)
+        pictures = background(_seeds(count, rng), estimator.crop.size)
+
+        payment = generated.unit.new_zeros(())
+        measured = dict.fromkeys(("error_mm", "in_band", "ambiguous"), float("nan"))
+        if config.weight > 0 and rows:
+            assert self.reference_mm > 0, "calibrate() comes before the first step"
+            with frozen(estimator):
+                answer = judge(
+                    proposal[rows],
+                    self.people,
+                    render_fn,
+                    estimator,
+                    pictures[rows],
+                    config.through_image,
+                    config.through_ground_truth,
+                )
+            payments = losses.feedback_payment(answer.error, self.reference_mm, config)
+            if not config.pay_ambiguous:
+                payments = payments * (~answer.ambiguous)
+            payment = payments.sum() / count
+            if self.generator.config.learn_subject:
+                gain = (payments - payments.mean()).detach()
+                log_probability = generated.subject_log_probability[rows]
+                payment = payment + (gain * log_probability).sum() / count
+            error = answer.error.detach()
+            place = error / self.reference_mm
+            measured = {
+                "error_mm": float(error.median()),
+                "in_band": _share((place >= config.band_low) & (place <= config.band_high)),
+                "ambiguous": _share(answer.ambiguous),
+            }
+
+        other = self.generator(self._other_noise(latent, rng))
+        rotations = proposal.poses.rotations
+        terms = {
+            "realism": losses.realism_loss(self.discriminator(rotations)),
+            "diversity": losses.diversity(generated, other),
+            "joint_limits": losses.joint_limit_loss(rotations, self.checker.limits),
+        }
+        loss = (
+            -config.weight * payment
+            + config.realism * terms["realism"]
+            + config.diversity * terms["diversity"]
+            + config.joint_limits * terms["joint_limits"]
+            + config.residual * generated.residual.square().mean()
+            + config.camera_entropy
+            * losses.camera_entropy_loss(generated.unit, config.camera_entropy_floor)
+        )
+        norm = self._update(
+            loss, self.generator, self.generator_optimizer, config.max_gradient_norm, reduce_fn
+        )
+        self._count_skip(norm is None)
+        spread = losses.camera_spread(generated.unit.detach())
+        metrics = {
+            **measured,
+            **{name: float(term) for name, term in terms.items()},
+            "payment": float(payment),
+            "camera_spread": float(spread.min()),
+            "residual": float(generated.residual.detach().abs().mean()),
+            "gradient_norm": float("nan") if norm is None else norm,
+            "valid": len(rows) / count,
+            "skipped": float(norm is None),
+        }
+        return metrics, generated
+
+    def _discriminator_step(
+        self, generated: Generated, rng: torch.Generator, reduce_fn: ReduceFn | None
+    ) -> float:
+        config = self.discriminator.config
+        bank = self.generator.bank
+        fake = generated.proposal.poses.rotations.detach()
+        rows = bank.draw(len(fake), rng)
+        fake = self.history.mix(fake, config.history_share, rng)
+        real = bank.poses.rotations[rows].to(fake)
+        loss = losses.discriminator_loss(self.discriminator, real, fake, config)
+        self._update(loss, self.discriminator, self.discriminator_optimizer, 10.0, reduce_fn)
+        return float(loss)
+
+    def _update(
+        self,
+        loss: Tensor,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        max_norm: float,
+        reduce_fn: ReduceFn | None,
+    ) -> float | None:
+        """Backward, average over workers, clip, step. None, and no change, when not finite."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in parameters:  # workers must agree on what there is to average
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if reduce_fn is not None:
+            reduce_fn(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        if not bool(torch.isfinite(norm)):
+            optimizer.zero_grad(set_to_none=True)
+            return None
+        optimizer.step()
+        return float(norm)
+
+    def _valid_rows(self, proposal: Proposal) -> list[int]:
+        with torch.no_grad():
+            posed = pose_people(proposal, self.people)
+            frame = scene_camera(proposal.view, mid_hip(posed.joints))
+            validity = self.checker.check(proposal, posed, frame)
+        self.counts = add_counts(self.counts, validity.counts())
+        rows: list[int] = validity.valid.nonzero()[:, 0].tolist()
+        return rows
+
+    def _other_noise(self, latent: Latent, rng: torch.Generator) -> Latent:
+        noise = torch.randn(latent.noise.shape, generator=rng)
+        return replace(latent, noise=noise.to(latent.noise))
+
+    def _count_skip(self, skipped: bool) -> None:
+        self.skipped = self.skipped + 1 if skipped else 0
+        self.skipped_total += int(skipped)
+        if self.skipped >= self.max_skipped_steps:
+            raise TrainingError(
+                f"{self.skipped} adversarial steps in a row had a NaN or infinite gradient.",
+                "Lower feedback.learning_rate or feedback.weight, or check the renders. "
+                "The last checkpoint is intact.",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if uninterrupted."""
+        return {
+            "generator": self.generator.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+            "history": self.history.state_dict(),
+            "reference_mm": self.reference_mm,
+            "skipped": self.skipped,
+            "skipped_total": self.skipped_total,
+            "counts": dict(self.counts),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.load_state_dict(state["generator"])
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.history.load_state_dict(state["history"])
+        self.reference_mm = float(state["reference_mm"])
+        self.skipped = int(state["skipped"])
+        self.skipped_total = int(state["skipped_total"])
+        self.counts = dict(state["counts"])
+
+
+@contextmanager
+def frozen(estimator: PoseEstimator) -> Iterator[None]:
+    """Within it the estimator's weights get no gradient and its layers do not train."""
+    training = estimator.training
+    wanted = [(p, p.requires_grad) for p in estimator.parameters()]
+    estimator.eval()
+    for parameter, _ in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+        estimator.train(training)
+
+
+def _seeds(count: int, rng: torch.Generator) -> list[int]:
+    seeds: list[int] = torch.randint(2**31, (count,), generator=rng).tolist()
+    return seeds
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.float().mean())

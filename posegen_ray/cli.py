@@ -1,0 +1,232 @@
+"""posegen <command> [hydra overrides]
+
+Parses, dispatches, turns errors into one line and an exit code; the work is elsewhere. Heavy
+imports (torch, Ray) happen inside the command that needs them.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from posegen_ray.errors import ConfigError, PosegenError
+
+if TYPE_CHECKING:
+    from posegen_ray.config import RunConfig
+    from posegen_ray.console import Console
+    from posegen_ray.local import Backend
+
+USAGE = """\
+usage: posegen <command> [key=value ...]
+
+  demo       the whole of PoseGen: fit people, train, compare, report
+  assets     list | fetch [NAME ...]: third-party files, with their licences
+  fit        make a subject from a capture folder (capture=DIR)
+  train      adversarial training of the generator alone
+  generate   draw labelled images from a trained run (run=DIR n=100 out=DIR)
+  evaluate   test the estimators of a run again (run=DIR)
+  report     write a run's report.html again (run=DIR)
+  doctor     what is there, what is missing, and what each thing is needed for
+
+Settings are Hydra overrides:
+  posegen demo experiment=small run_dir=runs/small
+  posegen demo runtime=inprocess seed=1
+  posegen train resume=runs/train
+All of them: conf/ and posegen_ray/config.py. POSEGEN_DEBUG=1 adds tracebacks and debug logs.
+"""
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """The whole comparison; conf/experiment chooses the budget."""
+    from posegen_ray.experiment import run_experiment
+
+    config, folder, console = _start_run(arguments)
+    with _backend(config, folder, console) as backend:
+        print(run_experiment(config, folder, backend, console))
+    console.say(f"report: {folder / 'report.html'}")
+    return 0
+
+
+def assets(arguments: Sequence[str]) -> int:
+    """Lists or fetches third-party files."""
+    from posegen_ray import assets as registry
+
+    action, names = (arguments[0], list(arguments[1:])) if arguments else ("list", [])
+    if action == "list" and not names:
+        print(registry.describe())
+        return 0
+    if action == "fetch":
+        for name in names or registry.DEFAULT_ASSETS:
+            print(f"{name}: {registry.fetch(name, progress=_say)}")
+        return 0
+    raise ConfigError(
+        f"`posegen assets {' '.join(arguments)}` is not a command.",
+        "Use `posegen assets list` or `posegen assets fetch [NAME ...]`.",
+    )
+
+
+def fit(arguments: Sequence[str]) -> int:
+    """One capture folder -> one subject folder."""
+    from posegen_ray.experiment import fit_capture
+
+    config, console = _settings(arguments)
+    print(fit_capture(config, console))
+    return 0
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Adversarial training without the comparison."""
+    from posegen_ray.experiment import run_training
+
+    config, folder, console = _start_run(arguments)
+    with _backend(config, folder, console) as backend:
+        print(run_training(config, folder, backend, console))
+    return 0
+
+
+def generate(arguments: Sequence[str]) -> int:
+    """Labelled images from a trained run."""
+    from posegen_ray.experiment import run_generation
+
+    config, console = _settings(arguments)
+    run, config = _open_run(config)
+    with _backend(config, run, console) as backend:
+        print(run_generation(config, run, backend, console))
+    return 0
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    """Tests a run's estimators again, from their checkpoints."""
+    from posegen_ray.experiment import run_evaluation
+
+    config, console = _settings(arguments)
+    run, config = _open_run(config)
+    with _backend(config, run, console) as backend:
+        print(run_evaluation(config, run, backend, console))
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """Writes report.html again from what the run left."""
+    from posegen_ray.experiment import rewrite_report
+
+    config, _ = _settings(arguments)
+    run, _ = _open_run(config)
+    print(rewrite_report(run))
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """What is there, what is missing, and what it is needed for."""
+    from posegen_ray.doctor import examine
+
+    config, _ = _settings(arguments)
+    text, healthy = examine(config)
+    print(text)
+    return 0 if healthy else 1
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "demo": demo,
+    "assets": assets,
+    "fit": fit,
+    "train": train,
+    "generate": generate,
+    "evaluate": evaluate,
+    "report": report,
+    "doctor": doctor,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns its exit code. Never lets a PosegenError escape."""
+    debug = bool(os.environ.get("POSEGEN_DEBUG"))
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s"
+    )
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in COMMANDS:
+        print(f"posegen: there is no command {argv[0]!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    if any(word in ("-h", "--help") for word in argv[1:]):
+        print(f"posegen {argv[0]}: {COMMANDS[argv[0]].__doc__}\n\n{USAGE}")
+        return 0
+    try:
+        return COMMANDS[argv[0]](argv[1:])
+    except KeyboardInterrupt:
+        print(
+            "\nposegen: interrupted. What is finished is kept: the same command with "
+            "resume=<run folder> goes on from there.",
+            file=sys.stderr,
+        )
+        return 130
+    except PosegenError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"posegen: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"posegen: {error.strerror or error}{where}. Free space or choose a writable folder "
+            "with run_dir=…, then go on with resume=<run folder>.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def entry() -> None:
+    """The `posegen` console script."""
+    sys.exit(main(sys.argv[1:]))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _settings(arguments: Sequence[str]) -> tuple[RunConfig, Console]:
+    from posegen_ray.compose import compose_config
+    from posegen_ray.console import Console
+
+    return compose_config(arguments), Console()
+
+
+def _start_run(arguments: Sequence[str]) -> tuple[RunConfig, Path, Console]:
+    """A new run folder, or the one named by resume= with the settings that it was started with."""
+    from posegen_ray.experiment import open_run_folder
+
+    config, console = _settings(arguments)
+    config, folder = open_run_folder(config, [a for a in arguments if not a.startswith("resume=")])
+    return config, folder, console
+
+
+def _open_run(config: RunConfig) -> tuple[Path, RunConfig]:
+    from posegen_ray.experiment import open_finished_run
+
+    return open_finished_run(config)
+
+
+def _backend(config: RunConfig, folder: Path, console: Console) -> Backend:
+    """Ray, or everything in this process (runtime=inprocess)."""
+    if config.runtime.name == "inprocess":
+        from posegen_ray.local import LocalBackend
+
+        return LocalBackend(config, console)
+    from posegen_ray.runtime.backend import RayBackend
+
+    return RayBackend(config, folder, console)
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,127 @@
+"""What a pose estimator is to the rest of the package.
+
+To add one: subclass `PoseEstimator`, set the five attributes, implement `forward`, and add the kind
+to `posegen_ray.estimators.registry`. That is enough to be fooled (the feedback flows through
+`forward` into the image) and evaluated. To be fine-tuned fast, also name `cuts` and implement
+`stem`, `head` and `tail_parameters`: what lies before a cut stays frozen, its output is computed
+once per image and kept.
+
+Knows nothing of how images are made.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
+from posegen_ray.estimators.crop import CropSpec
+
+_LEFT_HIP = LIMB_JOINT_NAMES.index("left_hip")
+_RIGHT_HIP = LIMB_JOINT_NAMES.index("right_hip")
+
+# the cut before the first layer: nothing is frozen, the features are the images
+WHOLE = "image"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimator's answer, in crop-camera axes (x right, y down, z forward).
+
+    An estimator fills in what it has; the rest is None.
+    """
+
+    joints: Tensor | None  # [B, J, 3] metres, in the order of the estimator's joint_names
+    rotations: Tensor | None = None  # [B, 24, 3, 3] local
+    shape: Tensor | None = None  # [B, S]
+    camera: Tensor | None = None  # [B, 3] metres, where the root is
+
+
+class PoseEstimator(nn.Module, ABC):
+    """Images -> poses; differentiable in the image and in its parameters."""
+
+    name: str  # for tables, e.g. "blazepose-full"
+    joint_names: tuple[str, ...]  # of Estimate.joints
+    input_size: int  # pixels; images are input_size x input_size
+    crop: CropSpec  # the crop that it was trained for
+    cuts: tuple[str, ...] = (WHOLE,)  # where it can be split, from the first to the last
+
+    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,  # [B, 3, S, S] RGB in [0, 1]
+    ) -> Estimate:
+        """The estimate for each image."""
+
+    def stem(
+        self,
+        images: Tensor,  # [B, 3, S, S]
+        cut: str,
+    ) -> Tensor:  # [B, ...] features
+        """What the part before the cut makes of the images."""
+        self.check_cut(cut)
+        return images
+
+    def head(
+        self,
+        features: Tensor,  # [B, ...] from `stem` at the same cut
+        cut: str,
+    ) -> Estimate:
+        """`forward(images)` = `head(stem(images, cut), cut)`."""
+        self.check_cut(cut)
+        return self(features)  # type: ignore[no-any-return]
+
+    def tail_parameters(self, cut: str) -> list[nn.Parameter]:
+        """The parameters that `head` uses at this cut."""
+        self.check_cut(cut)
+        return list(self.parameters())
+
+    def check_cut(self, cut: str) -> None:
+        """Raises ValueError for a cut that the estimator does not have."""
+        if cut not in self.cuts:
+            raise ValueError(f"{self.name} has no cut {cut!r}; it has {', '.join(self.cuts)}.")
+
+
+def limb_joints(
+    estimate: Estimate,
+    joint_names: tuple[str, ...],
+) -> Tensor:  # [B, 12, 3] metres, mid-hip at 0
+    """The 12 limb joints of an estimate, in LIMB_JOINT_NAMES order, centred between the hips.
+
+    Raises:
+        ValueError: the estimate has no joints, or not all of the 12.
+    """
+    missing = [name for name in LIMB_JOINT_NAMES if name not in joint_names]
+    if estimate.joints is None or missing:
+        raise ValueError(f"The estimate lacks the joints {missing or list(LIMB_JOINT_NAMES)}.")
+    if joint_names == LIMB_JOINT_NAMES:
+        joints = estimate.joints
+    else:
+        joints = estimate.joints[:, [joint_names.index(name) for name in LIMB_JOINT_NAMES]]
+    return centred(joints)
+
+
+def centred(
+    joints: Tensor,  # [..., 12, 3] LIMB_JOINT_NAMES order
+) -> Tensor:  # [..., 12, 3]
+    """The same joints with the middle of the hips at zero."""
+    hips = joints[..., [_LEFT_HIP, _RIGHT_HIP], :].mean(-2, keepdim=True)
+    return joints - hips
+
+
+def predict(
+    estimator: PoseEstimator,
+    images: Tensor,  # [N, 3, S, S] uint8
+    batch: int = 16,
+) -> Tensor:  # [N, 12, 3] metres, mid-hip at 0
+    """The limb joints of many images, batch by batch, without gradients."""
+    device = next(estimator.parameters()).device
+    rows = []
+    with torch.no_grad():
+        for part in images.split(batch):
+            estimate = estimator(part.to(device).float() / 255)
+            rows.append(limb_joints(estimate, estimator.joint_names).cpu())
+    return torch.cat(rows) if rows else torch.zeros(0, len(LIMB_JOINT_NAMES), 3)

@@ -1,0 +1,287 @@
+"""Everything the report needs, as one record, and its files in the run folder.
+
+`evaluation.npz` holds the arrays, `evaluation.json` the names, counts and curves; together they let
+`posegen report run=...` rebuild the page without the networks, the subjects or Ray.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+
+from posegen_ray.body.camera import Camera
+from posegen_ray.errors import DataError
+from posegen_ray.evaluation.metrics import checked_joints
+from posegen_ray.evaluation.protocol import ARMS, check_sets
+from posegen_ray.records import Samples
+
+ARRAYS_FILE = "evaluation.npz"
+NAMES_FILE = "evaluation.json"
+FORMAT = 1
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """How many samples an arm was trained on, how many were rejected, how many tested on."""
+
+    train: int
+    rejected: int
+    test: int
+
+
+@dataclass(frozen=True)
+class RenderSpeed:
+    """Measured renderer throughput; None where it was not measured."""
+
+    images_per_s: float | None
+    images_per_s_with_gradient: float | None
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a finished comparison knows; summary and report are functions of it alone.
+
+    Raises:
+        DataError: at construction, when parts do not fit together (unknown arm, missing baseline,
+            wrong shapes, NaN in predictions, a set name missing).
+    """
+
+    estimator: str
+    seeds: tuple[int, ...]
+    predictions: Mapping[str, Tensor]  # arm -> [seeds or 1, N, 12, 3] metres; arms out of ARMS
+    samples: Samples  # the test set, N rows
+    sets: tuple[str, ...]  # N names: source | wild | ood
+    train_images: int  # images each fine-tuned arm was trained on (per seed)
+    timing_s: Mapping[str, float]  # phase -> seconds
+    versions: Mapping[str, str]
+    render: RenderSpeed = RenderSpeed(None, None)
+    rejected: Mapping[str, int] = field(default_factory=dict)  # reason -> candidates turned down
+    # one row per step: column "step", optional "arm" and "seed", and any numeric columns (a chart
+    # each); NaN where a column has no value at that step
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    generated: Tensor | None = None  # [M, 3, S, S] uint8, samples that the generator made
+    title: str = "PoseGen"
+    settings: Mapping[str, str] = field(default_factory=dict)  # shown as they are, e.g. "arm steps"
+
+    def __post_init__(self) -> None:
+        check_sets(self.sets, len(self.samples))
+        unknown = sorted(set(self.predictions) - set(ARMS))
+        if unknown or "baseline" not in self.predictions:
+            raise DataError(
+                f"The arms {', '.join(sorted(self.predictions)) or '(none)'} cannot be compared.",
+                f"Give the baseline and any of {', '.join(ARMS[1:])}.",
+            )
+        for arm, joints in self.predictions.items():
+            seeds, count = joints.shape[0], joints.shape[1] if joints.ndim > 1 else 0
+            if seeds not in (1, len(self.seeds)) or count != len(self.samples):
+                raise DataError(
+                    f"Predictions of {arm} have shape {tuple(joints.shape)}, but there are "
+                    f"{len(self.seeds)} seeds and {len(self.samples)} test samples.",
+                    "Predict the whole test set once per seed: [seeds, N, 12, 3].",
+                )
+            for number, prediction in enumerate(joints):
+                checked_joints(prediction, f"predictions of {arm}, seed {self.seeds[number]}")
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms that are there, in the order of ARMS."""
+        return tuple(arm for arm in ARMS if arm in self.predictions)
+
+    @property
+    def counts(self) -> SampleCounts:
+        return SampleCounts(self.train_images, sum(self.rejected.values()), len(self.samples))
+
+
+def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
+    """Writes the inputs to `folder`. Exact but for pictures, which become JPEGs of high quality.
+
+    Each file is written under a temporary name and renamed, so a crash leaves the old one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    samples, camera = inputs.samples, inputs.samples.camera
+    arrays = {
+        "joints": samples.joints,
+        "joints_2d": samples.joints_2d,
+        "rotations": samples.rotations,
+        "shape": samples.shape,
+        "view": samples.view,
+        "seeds": samples.seeds,
+        "camera_rotation": camera.rotation,
+        "camera_translation": camera.translation,
+        "camera_focal": camera.focal,
+        "camera_principal": camera.principal,
+        **{f"predictions_{arm}": inputs.predictions[arm] for arm in inputs.arms},
+    }
+    packed = {name: tensor.detach().cpu().numpy() for name, tensor in arrays.items()}
+    packed["images"], packed["images_ends"] = _to_jpegs(samples.images)
+    if inputs.generated is not None:
+        packed["generated"], packed["generated_ends"] = _to_jpegs(inputs.generated)
+    names = {
+        "format": FORMAT,
+        "estimator": inputs.estimator,
+        "title": inputs.title,
+        "seeds": list(inputs.seeds),
+        "sets": list(inputs.sets),
+        "subjects": list(samples.subjects),
+        "clips": list(samples.clips),
+        "crop": [camera.height, camera.width],
+        "train_images": inputs.train_images,
+        "rejected": dict(inputs.rejected),
+        "timing_s": dict(inputs.timing_s),
+        "render": asdict(inputs.render),
+        "versions": dict(inputs.versions),
+        "settings": dict(inputs.settings),
+        "history": {
+            str(name): list(column) for name, column in inputs.history.to_dict("list").items()
+        },
+    }
+    write_atomically(folder / ARRAYS_FILE, lambda file: np.savez(file, **packed))  # type: ignore[arg-type]
+    write_json(folder / NAMES_FILE, names)
+
+
+def load_evaluation(folder: Path) -> ReportInputs:
+    """What `save_evaluation` wrote.
+
+    Raises:
+        DataError: a file is missing, truncated, or of another format.
+    """
+    try:
+        names = json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))
+        with np.load(folder / ARRAYS_FILE, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if names["format"] != FORMAT:
+            raise DataError(
+                f"{folder / NAMES_FILE} has format {names['format']}, this version reads {FORMAT}.",
+                "Run `posegen evaluate` again.",
+            )
+        return _assemble(names, {key: torch.from_numpy(value) for key, value in arrays.items()})
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename} is missing.", "Run `posegen evaluate` on this run folder first."
+        ) from error
+    except (OSError, EOFError, KeyError, json.JSONDecodeError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"The evaluation in {folder} is damaged ({type(error).__name__}: {error}).",
+            "Run `posegen evaluate` on this run folder again.",
+        ) from error
+
+
+def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
+    height, width = names["crop"]
+    camera = Camera(
+        arrays["camera_rotation"],
+        arrays["camera_translation"],
+        arrays["camera_focal"],
+        arrays["camera_principal"],
+        height,
+        width,
+    )
+    samples = Samples(
+        images=_from_jpegs(arrays["images"], arrays["images_ends"]),
+        joints=arrays["joints"],
+        joints_2d=arrays["joints_2d"],
+        rotations=arrays["rotations"],
+        shape=arrays["shape"],
+        camera=camera,
+        view=arrays["view"],
+        subjects=tuple(names["subjects"]),
+        clips=tuple(names["clips"]),
+        seeds=arrays["seeds"],
+    )
+    return ReportInputs(
+        estimator=names["estimator"],
+        title=names["title"],
+        seeds=tuple(names["seeds"]),
+        predictions={
+            arm: arrays[f"predictions_{arm}"] for arm in ARMS if f"predictions_{arm}" in arrays
+        },
+        samples=samples,
+        sets=tuple(names["sets"]),
+        train_images=names["train_images"],
+        timing_s=names["timing_s"],
+        versions=names["versions"],
+        render=RenderSpeed(**names["render"]),
+        rejected=names["rejected"],
+        # a missing value was written as null; a column of numbers gets its NaN back
+        history=pd.DataFrame(names["history"]).infer_objects(),
+        generated=(
+            _from_jpegs(arrays["generated"], arrays["generated_ends"])
+            if "generated" in arrays
+            else None
+        ),
+        settings=names["settings"],
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Strict JSON, indented; numbers that JSON does not know (NaN, infinities) become null."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then renames it: all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _to_jpegs(
+    images: Tensor,  # [N, 3, H, W] uint8
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """All files one after another, and where each of them ends."""
+    parts = []
+    for image in images.permute(0, 2, 3, 1).cpu().numpy():
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(image)).save(
+            buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0
+        )
+        parts.append(buffer.getvalue())
+    ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+    return np.frombuffer(b"".join(parts), dtype=np.uint8), ends
+
+
+def _from_jpegs(
+    data: Tensor,  # [bytes] uint8
+    ends: Tensor,  # [N]
+) -> Tensor:  # [N, 3, H, W] uint8
+    raw, images, start = data.numpy().tobytes(), [], 0
+    for end in ends.tolist():
+        with Image.open(io.BytesIO(raw[start:end])) as picture:
+            images.append(np.asarray(picture))
+        start = end
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

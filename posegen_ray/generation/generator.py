@@ -1,0 +1,183 @@
+"""The generator: noise (and, in residual mode, a real pose) -> pose, camera and subject.
+
+Knows nothing about rendering or estimators. B is the batch. Differentiable in its weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from posegen_ray.body.rotation import from_6d, from_axis_angle, to_6d
+from posegen_ray.body.skeleton import NUM_JOINTS
+from posegen_ray.config import GeneratorConfig
+from posegen_ray.generation.proposal import (
+    CAMERA_CHANNELS,
+    GENERATED,
+    PoseBank,
+    Proposal,
+    facing,
+    recombine,
+    view_from_unit,
+)
+from posegen_ray.records import PoseBatch
+
+
+@dataclass(frozen=True)
+class Latent:
+    """All the randomness of a batch of proposals: the same latents give the same proposals."""
+
+    noise: Tensor  # [B, Z] standard normal
+    unit: Tensor  # [B, 7] uniform: the camera's prior
+    turn: Tensor  # [B, 24, 3] standard normal: the pose residual's prior
+    base: PoseBatch  # [B] real poses (only their orientation and place matter in noise mode)
+    subject: Tensor  # [B] uniform: which subject
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Proposals and what the losses need to know about their making."""
+
+    proposal: Proposal
+    latent: Latent
+    unit: Tensor  # [B, 7] in (0, 1): the camera's place in its range
+    residual: Tensor  # [B, 24, 3] in (-1, 1): change of the base pose, in bounds; 0 in noise mode
+    subject_log_probability: Tensor  # [B] for a score-function gradient to the choice
+
+
+class Generator(nn.Module):
+    """Proposes poses, cameras and subjects.
+
+    A camera is drawn from the prior (uniform in the configured range) and moved by a learned,
+    bounded shift in logits: an untrained generator shows the prior, and no camera leaves its range.
+
+    Residual mode treats poses alike: a real pose (some have limbs of another), whose joints turn
+    by small random angles, moved by a learned shift, never beyond `residual_degrees` or the
+    joint's own spread in the real poses. Noise mode makes 6D rotations from noise alone.
+
+    Args:
+        config: sizes and bounds.
+        bank: real poses; not part of the state dict.
+        num_subjects: rows of the table of people.
+    """
+
+    def __init__(self, config: GeneratorConfig, bank: PoseBank, num_subjects: int) -> None:
+        super().__init__()
+        self.config = config
+        self.bank = bank
+        self.num_subjects = num_subjects
+        self.bound: Tensor  # [24, 3] radians
+        bound = bank.spread().clamp_max(math.radians(config.residual_degrees))
+        bound[0] = bound[0].clamp_max(math.radians(config.residual_degrees) / 3)
+        self.register_buffer("bound", bound)
+        inputs = config.noise + CAMERA_CHANNELS + 1
+        if config.mode == "residual":
+            inputs += NUM_JOINTS * (6 + 3)
+        layers: list[nn.Module] = []
+        for _ in range(config.layers):
+            layers += [nn.Linear(inputs, config.hidden), nn.LeakyReLU(0.2)]
+            inputs = config.hidden
+        self.trunk = nn.Sequential(*layers)
+        self.pose_head = nn.Linear(inputs, NUM_JOINTS * (3 if config.mode == "residual" else 6))
+        self.camera_head = nn.Linear(inputs, CAMERA_CHANNELS)
+        self.subject_logits = nn.Parameter(torch.zeros(num_subjects))
+        for head in (self.pose_head, self.camera_head):
+            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.zeros_(head.bias)
+        if config.mode == "noise":
+            # start around the mean pose with the spread that the hidden layers give
+            nn.init.xavier_normal_(self.pose_head.weight, gain=1.0)
+            mean = from_6d(to_6d(bank.poses.rotations).mean(0))
+            with torch.no_grad():
+                self.pose_head.bias.copy_(to_6d(mean).flatten())
+
+    def draw(self, count: int, rng: torch.Generator) -> Latent:
+        """Latents of `count` proposals."""
+        base = self.bank.poses[self.bank.draw(count, rng)]
+        donors = self.bank.poses.rotations[self.bank.draw(count, rng)]
+        rotations = recombine(base.rotations, donors, self.config.recombine, rng)
+        return Latent(
+            torch.randn(count, self.config.noise, generator=rng),
+            torch.rand(count, CAMERA_CHANNELS, generator=rng),
+            torch.randn(count, NUM_JOINTS, 3, generator=rng),
+            PoseBatch(rotations, base.translation),
+            torch.rand(count, generator=rng),
+        )
+
+    def forward(self, latent: Latent) -> Generated:
+        """Latents -> proposals. Differentiable in the weights."""
+        config = self.config
+        base = latent.base
+        unit = latent.unit.clamp(1e-3, 1 - 1e-3)
+        turn = 2 * math.pi * unit[:, :1]
+        inputs = [latent.noise, turn.cos(), turn.sin(), 2 * unit[:, 1:] - 1]
+        if config.mode == "residual":
+            # the body's heading is taken out: the azimuth is relative to it
+            upright = _without_heading(base.rotations)
+            inputs += [to_6d(upright).flatten(1), latent.turn.flatten(1)]
+        hidden = self.trunk(torch.cat(inputs, 1))
+        raw = self.pose_head(hidden)
+        if config.mode == "residual":
+            shift = config.residual_shift * torch.tanh(raw.unflatten(-1, (NUM_JOINTS, 3)))
+            residual = torch.tanh(config.residual_prior * latent.turn + shift)
+            turned = base.rotations @ from_axis_angle(residual * self.bound)
+            poses = PoseBatch(turned, base.translation)
+        else:
+            residual = raw.new_zeros(len(latent), NUM_JOINTS, 3)
+            rotations = from_6d(raw.unflatten(-1, (NUM_JOINTS, 6)))
+            poses = PoseBatch(rotations, base.translation)
+        shift = config.camera_shift * torch.tanh(self.camera_head(hidden))
+        moved = torch.sigmoid(torch.logit(unit) + shift)
+        # the azimuth is a circle: a shift may carry it past its ends, up to half a turn
+        limit = min(0.5, config.camera_shift / 4)
+        azimuth = torch.remainder(latent.unit[:, :1] + limit * torch.tanh(shift[:, :1]), 1.0)
+        moved = torch.cat([azimuth, moved[:, 1:]], 1)
+        # no gradient through the heading: it is undefined for a body that lies on its back
+        heading = facing(base.rotations if config.mode == "residual" else poses.rotations).detach()
+        view = view_from_unit(moved, config.camera, heading)
+        subjects, subject_log_probability = self._subjects(latent.subject)
+        proposal = Proposal(poses, view, subjects)
+        return Generated(proposal, latent, moved, residual, subject_log_probability)
+
+    def sample(self, count: int, rng: torch.Generator) -> Proposal:
+        """`count` new proposals. Differentiable in the weights."""
+        generated: Generated = self(self.draw(count, rng))
+        return generated.proposal
+
+    def _subjects(
+        self,
+        uniform: Tensor,  # [B]
+    ) -> tuple[Tensor, Tensor]:  # rows [B] long, their log-probabilities [B]
+        """Inverse CDF of the subjects' probabilities; they are equal unless learned."""
+        logits = self.subject_logits if self.config.learn_subject else self.subject_logits * 0
+        edges = torch.softmax(logits.detach(), 0).cumsum(0)
+        rows = torch.searchsorted(edges, uniform).clamp_max(self.num_subjects - 1)
+        return rows, torch.log_softmax(logits, 0)[rows]
+
+
+class GeneratorSampler:
+    """A generator as a `ProposalSampler`: without gradients, and every pose named "generated"."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    @torch.no_grad()
+    def __call__(self, count: int, rng: torch.Generator) -> tuple[Proposal, tuple[str, ...]]:
+        return self.generator.sample(count, rng), (GENERATED,) * count
+
+
+def _without_heading(
+    rotations: Tensor,  # [B, 24, 3, 3]
+) -> Tensor:  # [B, 24, 3, 3]
+    """The same poses turned about the up axis to face +z."""
+    heading = facing(rotations)
+    up = torch.zeros(len(heading), 3, device=heading.device, dtype=heading.dtype)
+    up = torch.cat([up[:, :1], -heading[:, None], up[:, 2:]], 1)
+    root = from_axis_angle(up) @ rotations[:, 0]
+    return torch.cat([root[:, None], rotations[:, 1:]], 1)

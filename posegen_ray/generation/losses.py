@@ -1,0 +1,130 @@
+"""What the generator and the discriminator are trained on.
+
+Knows nothing about rendering; sees an estimator only through its answers. All losses are means
+over the batch and differentiable in their tensor arguments.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, mirrored
+from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
+from posegen_ray.generation.discriminator import Discriminator
+from posegen_ray.generation.generator import Generated
+from posegen_ray.generation.limits import JointLimits
+
+_SWAPPED = list(mirrored(LIMB_JOINT_NAMES))
+
+
+def joint_errors(
+    estimate: Tensor,  # [B, 12, 3] metres
+    truth: Tensor,  # [B, 12, 3] metres
+) -> Tensor:  # [B] mm
+    """Mean distance per sample. The gradient is 0, not NaN, where they agree exactly."""
+    squared = (estimate - truth).square().sum(-1)
+    return 1000 * (squared + 1e-10).sqrt().mean(-1)
+
+
+def ambiguous(
+    estimate: Tensor,  # [B, 12, 3]
+    truth: Tensor,  # [B, 12, 3] camera axes
+) -> Tensor:  # [B] bool
+    """Whether a left/right-swapped label, or one that is also mirrored in depth, fits better.
+
+    Such samples are not hard but ambiguous: to learn from them is to learn noise.
+    """
+    swapped = truth[:, _SWAPPED]
+    mirror = torch.tensor([1.0, 1.0, -1.0]).to(truth)
+    error = joint_errors(estimate, truth)
+    others = torch.stack([joint_errors(estimate, x) for x in (swapped, swapped * mirror)])
+    return others.amin(0) < error
+
+
+def feedback_payment(
+    error: Tensor,  # [B] mm
+    reference: float,  # mm: the estimator's median error on real poses
+    config: FeedbackConfig,
+) -> Tensor:  # [B] about 0 below the band, 1 at its top, falling slowly beyond
+    """Pays for error inside the band [band_low, band_high] * reference, softly at its ends."""
+    low, high = config.band_low * reference, config.band_high * reference
+    place = (error - low) / (high - low)
+    soft = config.softness
+    rise = soft * (F.softplus(place / soft) - F.softplus((place - 1) / soft))
+    return rise - config.overshoot * soft * F.softplus((place - 1 - soft) / soft)
+
+
+def diversity(
+    first: Generated,
+    second: Generated,
+    cap: float = 1.0,
+) -> Tensor:  # []
+    """Mode seeking (Mao et al. 2019): different noise must give different changes.
+
+    The distance between two answers, relative to the distance of their noises, is rewarded up to
+    `cap`. Both must come from the same base poses, subjects and cameras' priors.
+    """
+    noise = (first.latent.noise - second.latent.noise).norm(dim=1)
+    pose = first.proposal.poses.rotations - second.proposal.poses.rotations
+    camera = first.unit - second.unit
+    camera = torch.cat([_circular(camera[:, :1]), camera[:, 1:]], 1)
+    apart = (pose.square().sum((1, 2, 3)) + 1e-10).sqrt() + (camera.square().sum(1) + 1e-10).sqrt()
+    ratio = apart / noise.clamp_min(1e-6) * math.sqrt(first.latent.noise.shape[1])
+    loss: Tensor = -ratio.clamp_max(cap).mean()
+    return loss
+
+
+def camera_spread(
+    unit: Tensor,  # [B, 7] in (0, 1); the first is an angle
+) -> Tensor:  # [7] in [0, 1]: 1 for the prior's spread, 0 for a constant
+    """How much of the prior's spread each camera channel keeps. Differentiable."""
+    angle = 2 * math.pi * unit[:, 0]
+    length = (angle.cos().mean().square() + angle.sin().mean().square() + 1e-10).sqrt()
+    deviation = (unit[:, 1:].var(0, unbiased=False) + 1e-10).sqrt() * math.sqrt(12)
+    return torch.cat([(1 - length)[None], deviation]).clamp_max(1.0)
+
+
+def camera_entropy_loss(
+    unit: Tensor,  # [B, 7]
+    floor: float,
+) -> Tensor:  # []
+    """Costs nothing while every channel keeps `floor` of the prior's spread."""
+    return (floor - camera_spread(unit)).clamp_min(0).square().sum()
+
+
+def joint_limit_loss(
+    rotations: Tensor,  # [B, 24, 3, 3]
+    limits: JointLimits,
+) -> Tensor:  # []
+    """Mean squared excess over the limits, summed over joints (radians^2)."""
+    return limits.excess(rotations).square().sum((1, 2)).mean()
+
+
+def realism_loss(scores: Tensor) -> Tensor:  # [B, 7] of made-up poses -> []
+    """Least-squares GAN, the generator's side."""
+    return (scores - 1).square().mean()
+
+
+def discriminator_loss(
+    discriminator: Discriminator,
+    real: Tensor,  # [B, 24, 3, 3]
+    fake: Tensor,  # [B, 24, 3, 3] detached
+    config: DiscriminatorConfig,
+) -> Tensor:  # []
+    """Least-squares GAN, the discriminator's side, with an R1 penalty (Mescheder et al. 2018)."""
+    real = real.detach().requires_grad_(config.gradient_penalty > 0)
+    scores = discriminator(real)
+    loss: Tensor = (scores - 1).square().mean() + discriminator(fake).square().mean()
+    if config.gradient_penalty > 0:
+        (slope,) = torch.autograd.grad(scores.sum(), real, create_graph=True)
+        loss = loss + config.gradient_penalty * slope.square().sum((1, 2, 3)).mean()
+    return loss
+
+
+def _circular(difference: Tensor) -> Tensor:
+    """A difference of turns, wrapped to half a turn."""
+    return difference - torch.round(difference.detach())

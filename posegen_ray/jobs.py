@@ -1,0 +1,224 @@
+"""The pieces of work of a run, each a picklable record with `size` and `run(advance)`.
+
+A job's result depends on the job alone, not on where, when or beside what it runs.
+Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from posegen_ray import assets
+from posegen_ray.body import load_body
+from posegen_ray.config import RunConfig
+from posegen_ray.estimators.base import PoseEstimator, predict
+from posegen_ray.estimators.finetune import FineTuneProgress, finetune
+from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.local import Shared
+from posegen_ray.records import PoseBatch, RenderRequest, Samples, concatenate_samples
+from posegen_ray.scene import assemble, propose_valid
+from posegen_ray.seeding import derive_seed
+from posegen_ray.studio import Counts, Drawer, TestShoot, studio_of
+from posegen_ray.subjects.fit import fit_subject
+from posegen_ray.subjects.store import list_subjects, save_subject
+from posegen_ray.subjects.wardrobe import PEOPLE, capture_person
+from posegen_ray.training import Advance
+
+PREDICT_BATCH = 16
+
+
+@dataclass(frozen=True)
+class FitPerson:
+    """Films one of the wardrobe's people with the ray-caster and fits a subject to the capture."""
+
+    config: RunConfig
+    name: str
+
+    @property
+    def size(self) -> int:
+        return self.config.fit.steps
+
+    @property
+    def folder(self) -> Path:
+        """Where the subject is kept: it is made once for each way of making it."""
+        parts = (self.config.body, self.config.motion, self.config.subject, self.config.fit)
+        recipe = json.dumps([asdict(part) for part in parts], sort_keys=True)
+        digest = hashlib.sha256(f"{PEOPLE[self.name]!r}{recipe}".encode()).hexdigest()[:12]
+        return subjects_root(self.config) / f"{self.name}-{digest}"
+
+    @property
+    def done(self) -> bool:
+        return self.folder.name in list_subjects(self.folder.parent)
+
+    def run(self, advance: Advance) -> str:
+        studio = studio_of(self.config, ())
+        capture = capture_person(
+            PEOPLE[self.name],
+            studio.body,
+            studio.source.poses,
+            self.config.subject.capture_frames,
+            self.config.subject.capture_size,
+            derive_seed(0, "capture", self.name),
+        )
+        steps = _Steps(advance, self.size)
+        subject = fit_subject(
+            capture,
+            studio.body,
+            self.config.fit,
+            derive_seed(0, "fit", self.name),
+            progress=steps.reach,
+        )
+        save_subject(subject, self.folder)
+        steps.reach(self.size)
+        return str(self.folder)
+
+
+def subjects_root(config: RunConfig) -> Path:
+    """Where subject folders lie."""
+    return Path(config.subject.folder or assets.cache_folder() / "subjects")
+
+
+@dataclass(frozen=True)
+class Shoot:
+    """Some images of a test set."""
+
+    shoot: TestShoot
+    seeds: Sequence[int]
+
+    @property
+    def size(self) -> int:
+        return len(self.seeds)
+
+    def run(self, advance: Advance) -> Samples:
+        samples = self.shoot(self.seeds)
+        advance(self.size)
+        return samples
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Some training images: kind "source", "random" or "generated" (with generator states)."""
+
+    drawer: Drawer
+    kind: str
+    seeds: Sequence[int]
+    states: Sequence[dict[str, Tensor]] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.seeds)
+
+    def run(self, advance: Advance) -> tuple[Samples, Counts]:
+        if self.kind == "generated":
+            result = self.drawer.generated(self.states, self.seeds)
+        else:
+            draw = {"source": self.drawer.source, "random": self.drawer.random}[self.kind]
+            result = draw(self.seeds)
+        advance(self.size)
+        return result
+
+
+@dataclass(frozen=True)
+class Predict:
+    """The pre-trained estimator's answers on some images."""
+
+    config: RunConfig
+    joint_map: Tensor | None
+    images: Shared[Tensor]  # [N, 3, S, S] uint8
+    size: int
+
+    def run(self, advance: Advance) -> Tensor:  # [N, 12, 3]
+        estimator = starting_estimator(self.config, self.joint_map)
+        answers = predict(estimator, self.images.get(), PREDICT_BATCH)
+        advance(self.size)
+        return answers
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Fine-tunes the starting estimator on an arm's images and tests it."""
+
+    config: RunConfig
+    joint_map: Tensor | None
+    seed: int
+    halves: Sequence[Shared[Samples]]  # the arm's training images
+    test_images: Shared[Tensor]  # [N, 3, S, S] uint8
+
+    @property
+    def size(self) -> int:
+        return sum(stage.steps for stage in self.config.finetune.stages)
+
+    def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor]:
+        """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""
+        estimator = starting_estimator(self.config, self.joint_map)
+        samples = concatenate_samples([half.get() for half in self.halves])
+        done = 0
+        last = ("", 0)
+
+        def progress(report: FineTuneProgress) -> None:
+            nonlocal done, last
+            if "training" not in report.phase:
+                return
+            before = last[1] if last[0] == report.phase else 0
+            advance(report.done - before)
+            done += report.done - before
+            last = (report.phase, report.done)
+
+        tuned = finetune(estimator, samples, self.config.finetune, self.seed, progress)
+        del samples
+        answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
+        advance(self.size - done)
+        return {name: value.cpu() for name, value in tuned.state_dict().items()}, answers
+
+
+def starting_estimator(config: RunConfig, joint_map: Tensor | None) -> PoseEstimator:
+    """The pre-trained estimator that every arm starts from."""
+    estimator = load_estimator(config.estimator)
+    if joint_map is not None:
+        estimator.set_joint_map(joint_map)
+    return estimator
+
+
+def render_speed(drawer: Drawer, batches: int = 3, size: int = 8) -> tuple[float, float]:
+    """Images per second, rendered alone and with gradients, through whatever renders them."""
+    studio = studio_of(drawer.config, drawer.folders)
+    seeds = [derive_seed(0, "speed", index) for index in range(size)]
+    sampler = studio.source_sampler()
+    proposal, _, _ = propose_valid(sampler, seeds, studio.people, studio.checker)
+    request = assemble(proposal, studio.people, studio.crop).request
+    render = drawer.renderer.render_fn()
+    times = []
+    for with_gradient in (False, True):
+        start = 0.0
+        for batch in range(batches + 1):
+            if batch == 1:  # the first warms up
+                start = time.perf_counter()
+            bones = request.bones.detach().clone().requires_grad_(with_gradient)
+            rgba = render(RenderRequest(request.subjects, bones, request.camera.detach())).rgba
+            if with_gradient:
+                rgba.square().mean().backward()  # type: ignore[no-untyped-call]
+        times.append(time.perf_counter() - start)
+    return batches * size / times[0], batches * size / times[1]
+
+
+class _Steps:
+    """Turns "so many in all" into "so many more"."""
+
+    def __init__(self, advance: Advance, size: int) -> None:
+        self._advance = advance
+        self._size = size
+        self._done = 0
+
+    def reach(self, done: int, *_: object) -> None:
+        done = min(done, self._size)
+        if done > self._done:
+            self._advance(done - self._done)
+            self._done = done

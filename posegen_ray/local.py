@@ -1,0 +1,171 @@
+"""Where a run's work happens: the `Backend` seam, and the backend that does all in this process.
+
+`runtime=inprocess` never imports Ray and gives the same numbers: for debugging, notebooks, and a lone
+GPU. `posegen_ray.runtime.backend` is the other implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from posegen_ray.config import RunConfig
+from posegen_ray.console import Console
+from posegen_ray.context import LocalContext, fit_in_process, local_checkpoints
+from posegen_ray.records import Samples
+from posegen_ray.seeding import derive_seed
+from posegen_ray.studio import Drawer, Folders, LocalRenderer, RenderSource
+from posegen_ray.training import Advance, AdversarialTraining, SampleStream, TrainingResult
+
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
+
+
+class Job(Protocol):
+    """A piece of work that any process can do. Picklable; its result depends on itself alone."""
+
+    @property
+    def size(self) -> int:
+        """How many units of progress it makes."""
+
+    def run(self, advance: Advance) -> Any:
+        """Does it; calls advance(n) when n more units are done."""
+
+
+class Shared(Protocol[Value_co]):
+    """A large value that many jobs read. Picklable and small."""
+
+    def get(self) -> Value_co: ...
+
+
+# builds the loop when the backend has made its parts
+MakeLoop = Callable[[SampleStream, Advance], AdversarialTraining]
+
+
+class Backend(Protocol):
+    """What an experiment needs from a runtime. A context manager."""
+
+    def __enter__(self) -> Backend: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
+        """Runs jobs, side by side where it can, with a progress bar; results in order."""
+
+    def share(self, value: Value) -> Shared[Value]:
+        """Makes a value readable by jobs wherever they run."""
+
+    def renderer(self, folders: Folders) -> RenderSource:
+        """Renders these subjects; the same object while the subjects stay the same."""
+
+    def train(
+        self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
+    ) -> TrainingResult:
+        """Runs adversarial training; its checkpoints go under `folder`."""
+
+
+class Held(Generic[Value]):
+    """A `Shared` in this process."""
+
+    def __init__(self, value: Value) -> None:
+        self._value = value
+
+    def get(self) -> Value:
+        return self._value
+
+
+class LocalBackend:
+    """Everything in this process, one thing after the other."""
+
+    def __init__(self, config: RunConfig, console: Console) -> None:
+        self._config = config
+        self._console = console
+        self._renderer: tuple[Folders, LocalRenderer] | None = None
+
+    def __enter__(self) -> LocalBackend:
+        torch.set_num_threads(self._config.runtime.threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
+        bar = self._console.bar(label, sum(job.size for job in jobs), unit)
+        try:
+            return [job.run(bar.update) for job in jobs]
+        finally:
+            bar.close()
+
+    def share(self, value: Value) -> Shared[Value]:
+        return Held(value)
+
+    def renderer(self, folders: Folders) -> RenderSource:
+        if self._renderer is None or self._renderer[0] != folders:
+            self._renderer = (folders, LocalRenderer(self._config, folders))
+        return self._renderer[1]
+
+    def train(
+        self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
+    ) -> TrainingResult:
+        training = self._config.training
+        stream = LocalStream(self._config, drawer, seed)
+        bar = self._console.bar("training", training.rounds * training.steps_per_round, "step")
+        try:
+            loop = make_loop(stream, bar.update)
+            resume = resume and bool(local_checkpoints(folder)) if folder.exists() else False
+            context = LocalContext(folder, resume, training.keep_checkpoints)
+            result = fit_in_process(loop, context)
+        finally:
+            bar.close()
+        assert isinstance(result, TrainingResult)
+        return result
+
+
+class LocalStream:
+    """The live estimator's batches, drawn when they are asked for."""
+
+    def __init__(self, config: RunConfig, drawer: Drawer, seed: int) -> None:
+        self._config = config
+        self._drawer = drawer
+        self._seed = seed
+        self._versions: dict[int, dict[str, Tensor]] = {}
+
+    def publish(self, version: int, state: Mapping[str, Tensor]) -> None:
+        self._versions = {version: dict(state)}
+
+    def batches(self, first_round: int, rank: int, world_size: int) -> Iterator[Samples]:
+        assert (rank, world_size) == (0, 1)
+        for version, seeds in stream_plan(self._config, self._seed, first_round):
+            yield self._drawer(self._versions[version], seeds)
+
+
+def stream_plan(
+    config: RunConfig, seed: int, first_round: int, rank: int = 0, world_size: int = 1
+) -> list[tuple[int, list[int]]]:
+    """(round, seeds) of every batch of the stream from a round on, for one worker.
+
+    Sample i belongs to a round fixed by the configuration, so a resumed run goes on with the same
+    samples, and the same seed gives the same samples however the timing falls.
+    """
+    training = config.training
+    return [
+        (
+            number,
+            [
+                derive_seed(seed, "stream", number, batch, row)
+                for row in range(rank, training.estimator_batch_size, world_size)
+            ],
+        )
+        for number in range(first_round, training.rounds)
+        for batch in range(training.estimator_steps)
+    ]

@@ -1,0 +1,230 @@
+"""The backend of a run on Ray: jobs as tasks, subjects on render servers, training in a worker group."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import ray
+import torch
+from torch import Tensor
+
+from posegen_ray.config import RunConfig, StreamConfig
+from posegen_ray.console import Console
+from posegen_ray.local import Job, MakeLoop, Shared, stream_plan
+from posegen_ray.records import Samples
+from posegen_ray.runtime.columns import from_columns, to_columns
+from posegen_ray.runtime.generator_store import GeneratorStore
+from posegen_ray.runtime.placement import plan
+from posegen_ray.runtime.render_pool import RenderPool, start_pool
+from posegen_ray.runtime.session import RaySession
+from posegen_ray.runtime.stream import DrawBatch, sample_stream
+from posegen_ray.runtime.train import fit_with_ray
+from posegen_ray.studio import Drawer, Folders, RenderSource
+from posegen_ray.subjects.wardrobe import people
+from posegen_ray.training import TrainingResult
+
+Value = TypeVar("Value")
+
+_POLL_S = 0.3
+
+
+class RayBackend:
+    """Runs on a private Ray cluster of this machine, or on one that is already there."""
+
+    def __init__(self, config: RunConfig, folder: Path, console: Console) -> None:
+        self._config = config
+        self._folder = folder
+        self._console = console
+        self._session = RaySession(config.runtime)
+        self._pool: tuple[Folders, RenderPool] | None = None
+
+    def __enter__(self) -> RayBackend:
+        self._console.say("starting Ray …")
+        self._session.__enter__()
+        try:
+            free = self._session.resources()
+            subject = self._config.subject
+            count = len(subject.names) or len(people("train"))
+            self._console.say(plan(self._config.runtime, free, count).table())
+            self._progress = _Progress.options(num_cpus=0).remote()
+        except BaseException:
+            self._session.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._session.__exit__(kind, error, trace)
+
+    def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
+        share = self._config.runtime.task_resources
+        task = _run_job.options(
+            num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=3
+        )
+        with self._bar(label, sum(job.size for job in jobs), unit) as advance:
+            waiting = [task.remote(job, advance) for job in jobs]
+            try:
+                return ray.get(waiting)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            except KeyboardInterrupt:
+                for reference in waiting:
+                    ray.cancel(reference, force=True)
+                raise
+
+    def share(self, value: Value) -> Shared[Value]:
+        if isinstance(value, Samples):
+            return _InStore(ray.put(to_columns(value)), True)
+        if isinstance(value, Tensor):
+            return _InStore(ray.put({"tensor": value.numpy()}), False)
+        return _InStore(ray.put(value), False)
+
+    def renderer(self, folders: Folders) -> RenderSource:
+        if self._pool is None or self._pool[0] != folders:
+            if self._pool is not None:
+                self._pool[1].close()
+            paths = {name: Path(folder) for name, folder in folders}
+            config = self._config
+            with self._console.phase("servers", f"starting {len(paths)} render servers"):
+                pool = start_pool(
+                    config.runtime.render, paths, config.renderer, threads=config.runtime.threads
+                )
+            self._pool = (folders, pool)
+        return self._pool[1]
+
+    def train(
+        self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
+    ) -> TrainingResult:
+        training = self._config.training
+        store = GeneratorStore(folder / "versions")
+        stream = RayStream(self._config, drawer, store, seed)
+        with self._bar("training", training.rounds * training.steps_per_round, "step") as advance:
+            result = fit_with_ray(
+                make_loop(stream, advance),
+                self._config.runtime,
+                str(folder.parent.absolute()),
+                folder.name,
+                resume,
+                training.keep_checkpoints,
+            )
+        assert isinstance(result.value, TrainingResult)
+        return result.value
+
+    def _bar(self, label: str, total: int, unit: str) -> _Bar:
+        return _Bar(self._console, self._progress, label, total, unit)
+
+
+@dataclass(frozen=True)
+class RayStream:
+    """The live estimator's batches as a Ray Data stream; each worker follows its own part."""
+
+    config: RunConfig
+    drawer: Drawer
+    store: GeneratorStore
+    seed: int
+
+    def publish(self, version: int, state: Mapping[str, Tensor]) -> None:
+        self.store.publish(version, state)
+
+    def batches(self, first_round: int, rank: int, world_size: int) -> Iterator[Samples]:
+        stream: StreamConfig = self.config.runtime.stream
+        batches = [
+            DrawBatch(number, tuple(seeds))
+            for number, seeds in stream_plan(
+                self.config, self.seed, first_round, rank, world_size
+            )
+        ]
+        return sample_stream(batches, self.drawer, self.store, stream)
+
+
+class _InStore(Generic[Value]):
+    """A value in the object store; large arrays are read without a copy."""
+
+    def __init__(self, reference: Any, samples: bool) -> None:
+        self._reference = reference
+        self._samples = samples
+
+    def get(self) -> Value:
+        value = ray.get(self._reference)
+        if self._samples:
+            return from_columns(value)
+        if isinstance(value, dict) and set(value) == {"tensor"}:
+            return _readable(value["tensor"])
+        return value
+
+
+def _readable(array: Any) -> Any:
+    with warnings.catch_warnings():  # the store's arrays are read-only, and are only read
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(array)
+
+
+@ray.remote
+def _run_job(job: Job, advance: _Advance) -> Any:
+    """Any job; it asks for nothing but itself, so a lost worker just means doing it again."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return job.run(advance)
+
+
+@ray.remote
+class _Progress:
+    """Counts finished units by name; loses nothing but a progress bar when it dies."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, int] = {}
+
+    def add(self, name: str, count: int) -> None:
+        self._done[name] = self._done.get(name, 0) + count
+
+    def done(self, name: str) -> int:
+        return self._done.get(name, 0)
+
+
+@dataclass(frozen=True)
+class _Advance:
+    """Reports units from any process, at most a few times a second."""
+
+    actor: Any
+    name: str
+
+    def __call__(self, count: int) -> None:
+        self.actor.add.remote(self.name, count)
+
+
+class _Bar:
+    """A progress bar on the driver that follows work in other processes."""
+
+    def __init__(self, console: Console, actor: Any, label: str, total: int, unit: str) -> None:
+        self._advance = _Advance(actor, f"{label}/{time.monotonic_ns()}")
+        self._bar = console.bar(label, total, unit)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> _Advance:
+        self._thread.start()
+        return self._advance
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(timeout=5)
+        self._bar.close()
+
+    def _follow(self) -> None:
+        while not self._over.wait(_POLL_S):
+            try:
+                done = ray.get(self._advance.actor.done.remote(self._advance.name), timeout=5)
+            except ray.exceptions.RayError:
+                continue  # a bar that stands still harms nobody
+            self._bar.update(done - self._bar.n)

@@ -1,0 +1,35 @@
+"""What to do when a render call fails. Pure: the pool classifies and carries out, this decides."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Failure(Enum):
+    """What went wrong with one call, as far as its caller can know."""
+
+    SERVER_LOST = "its server went away and may come back"
+    SERVER_DEAD = "its server died for good"
+    OBJECT_LOST = "its data were lost with a node"
+    OUT_OF_MEMORY = "its server ran out of memory"
+    BAD_REQUEST = "the renderer refused it"
+
+
+class Decision(Enum):
+    """What the pool does next."""
+
+    RETRY = "retry"  # send the same call again, to any replica
+    REPLACE = "replace"  # start a new server in the dead one's place, then retry
+    RAISE = "raise"  # give up and tell the user
+
+
+def decide(failure: Failure, attempt: int, max_attempts: int) -> Decision:
+    """The next step after attempt number `attempt` (1 is the first) of a call failed.
+
+    Calls are stateless, so a repeated one does no harm. A refused request would be refused again.
+    """
+    if failure is Failure.BAD_REQUEST or attempt >= max_attempts:
+        return Decision.RAISE
+    if failure is Failure.SERVER_DEAD:
+        return Decision.REPLACE
+    return Decision.RETRY

@@ -1,0 +1,120 @@
+"""Versions of the generator's weights: the trainer publishes one a round, streams wait for theirs.
+
+A reader gets exactly the version it asks for, never "the newest": what it draws must not depend on
+timing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray import exceptions
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from posegen_ray.errors import TrainingError
+from posegen_ray.runtime.dispatch import raise_cause
+
+_Arrays = dict[str, NDArray[Any]]
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class _Versions:
+    """Object-store references by version, and files to start again from."""
+
+    def __init__(self, folder: str, keep: int) -> None:
+        self._folder, self._keep, self._changed = Path(folder), keep, asyncio.Condition()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files = self._folder.glob("generator_*.safetensors")
+        self._kept = {int(file.stem.split("_")[1]): ray.put(load_file(file)) for file in files}
+
+    async def publish(self, version: int, arrays: _Arrays) -> None:
+        partial = self._file(version).with_suffix(".partial")
+        save_file(arrays, partial)
+        os.replace(partial, self._file(version))
+        self._kept[version] = ray.put(arrays)
+        for old in sorted(self._kept)[: -self._keep]:
+            del self._kept[old]
+            self._file(old).unlink(missing_ok=True)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def wait(self, version: int, seconds: float) -> list[Any]:
+        end = time.monotonic() + seconds
+        while version not in self._kept:
+            self._check(version, seconds, end)
+            try:
+                async with self._changed:
+                    await asyncio.wait_for(self._changed.wait(), max(end - time.monotonic(), 0.01))
+            except asyncio.TimeoutError:
+                continue
+        return [self._kept[version]]  # the reference: its reader fetches the arrays
+
+    async def versions(self) -> list[int]:
+        return sorted(self._kept)
+
+    def _file(self, version: int) -> Path:
+        return self._folder / f"generator_{version:06d}.safetensors"
+
+    def _check(self, version: int, seconds: float, end: float) -> None:
+        kept = sorted(self._kept)
+        if kept and version < kept[0]:
+            raise TrainingError(
+                f"Generator version {version} is gone; the store keeps {kept}.",
+                "Start the sample stream at the round in which training goes on.",
+            )
+        if time.monotonic() >= end:
+            raise TrainingError(
+                f"Generator version {version} was not published within {seconds:g} s; the store "
+                f"has {kept or 'none'}.",
+                "Raise runtime.stream.wait_s if a round takes longer; otherwise the trainer "
+                "stopped: its own error tells why.",
+            )
+
+
+class GeneratorStore:
+    """A picklable handle to one store.
+
+    Args:
+        folder: where versions are written too, so that the store survives its process.
+        keep: how many of the newest versions stay readable.
+    """
+
+    def __init__(self, folder: Path, keep: int = 4) -> None:
+        self._actor = _Versions.remote(str(Path(folder).absolute()), keep)
+
+    def publish(self, version: int, state: Mapping[str, Tensor]) -> None:
+        """Makes a version readable. Publishing a version again (after a resume) replaces it."""
+        arrays = {name: _array(values) for name, values in state.items()}
+        ray.get(self._actor.publish.remote(version, arrays))
+
+    def wait(self, version: int, seconds: float) -> dict[str, Tensor]:
+        """The weights of exactly this version, as soon as they are there.
+
+        Raises:
+            TrainingError: not published in time, or no longer kept.
+        """
+        try:
+            (reference,) = ray.get(self._actor.wait.remote(version, seconds))
+        except exceptions.RayTaskError as error:
+            raise_cause(error)
+            raise
+        arrays = ray.get(reference)
+        return {name: torch.tensor(values) for name, values in arrays.items()}
+
+    def versions(self) -> list[int]:
+        """The versions that can be read now."""
+        return ray.get(self._actor.versions.remote())
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(values.detach().cpu().numpy())

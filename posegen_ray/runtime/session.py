@@ -1,0 +1,143 @@
+"""Starts a private Ray cluster on this machine, or joins a running one; always closes it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from posegen_ray.config import RuntimeConfig
+from posegen_ray.errors import ResourceError
+from posegen_ray.runtime.placement import Resources
+
+# Read by Ray's own processes: quicker reaction to dead workers, and no noise about the dashboard's
+# absence. A user's own values win.
+_RAY_SETTINGS = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "1000",
+}
+# Handed on to every worker when set here.
+_INHERITED = ("POSEGEN_CACHE", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+
+
+class RaySession:
+    """`with RaySession(config) as session:` — a cluster that is closed however the block ends.
+
+    A private cluster listens on the loopback interface only and asks for no token (unless
+    RAY_AUTH_MODE says otherwise); a running one is joined through runtime.address or RAY_ADDRESS.
+    """
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        self._config = config
+        self._address = config.address or os.environ.get("RAY_ADDRESS", "")
+
+    def __enter__(self) -> RaySession:
+        for name, value in _RAY_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        if not self._address:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+            _listen_on_loopback()
+        import ray
+
+        options: dict[str, Any] = {
+            "runtime_env": {"env_vars": worker_environment(self._config)},
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+            "ignore_reinit_error": False,
+        }
+        try:
+            if self._address:
+                ray.init(address=self._address, **options)
+            else:
+                ray.init(address="local", **options, **self._private_options())
+        except ConnectionError as error:
+            raise ResourceError(
+                f"No Ray cluster answers at {self._address!r} ({error}).",
+                "Start one (cluster/README.md), or unset RAY_ADDRESS and runtime.address.",
+            ) from error
+        logging.getLogger("ray.train").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        import ray
+
+        with _interrupts_ignored():  # a second Ctrl-C must not leave processes behind
+            ray.shutdown()
+
+    def resources(self) -> Resources:
+        """What is free for us now."""
+        import ray
+
+        free = ray.available_resources()
+        return Resources(free.get("CPU", 0.0), free.get("GPU", 0.0))
+
+    def _private_options(self) -> dict[str, Any]:
+        config = self._config
+        options: dict[str, Any] = {
+            "num_cpus": config.num_cpus,
+            "num_gpus": config.num_gpus,
+            "object_store_memory": config.object_store_mb * 2**20,
+            "include_dashboard": config.dashboard,
+            "dashboard_host": "127.0.0.1",
+        }
+        folder = config.temp_folder or str(Path(tempfile.gettempdir()) / f"posegen{os.getuid()}")
+        if len(folder) > 40:
+            raise ResourceError(
+                f"Ray's session folder {folder!r} is too long for unix sockets.",
+                "Set runtime.temp_folder to a short path such as /tmp/posegen.",
+            )
+        return {**options, "_temp_dir": folder}
+
+
+def _listen_on_loopback() -> None:
+    """Without this a private cluster would take commands from the whole network, unasked for.
+
+    The variable has a narrower name than effect: off, every Ray process listens on 127.0.0.1 only.
+    Ray reads it when it is imported, which may have happened, hence the constant too.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def worker_environment(config: RuntimeConfig) -> dict[str, str]:
+    """Environment variables that every worker process gets."""
+    threads = str(config.threads)
+    cache = Path(os.environ.get("POSEGEN_CACHE", "~/.cache/posegen_ray")).expanduser()
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "WARP_CACHE_PATH": os.environ.get("WARP_CACHE_PATH", str(cache / "warp")),
+        **inherited,
+    }
+
+
+class _interrupts_ignored:
+    def __enter__(self) -> None:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGINT, self._before)

@@ -1,0 +1,140 @@
+"""Generated samples as a Ray Data stream that follows training, version by version.
+
+Batch i belongs to a round fixed by the plan, is drawn with exactly that round's generator from its
+own seeds, and arrives in order: the same plan gives the same samples however the timing falls.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import ray
+from torch import Tensor
+
+from posegen_ray.config import StreamConfig
+from posegen_ray.errors import PosegenError, ResourceError
+from posegen_ray.records import Samples
+from posegen_ray.runtime.columns import Columns, from_columns, to_columns
+from posegen_ray.runtime.generator_store import GeneratorStore
+from posegen_ray.seeding import derive_seed
+
+_ERROR = "error"  # a column that holds a pickled PosegenError instead of samples
+
+# Draws one sample per seed, with the generator's weights; a pure function of both. Picklable; one
+# copy lives in each stream actor, so it may keep models that it builds on first use.
+DrawFn = Callable[[dict[str, Tensor], Sequence[int]], Samples]
+
+
+@dataclass(frozen=True)
+class DrawBatch:
+    """What one call of the draw function makes: samples of one round."""
+
+    round: int  # also the version of the generator
+    seeds: tuple[int, ...]
+
+
+def draw_plan(
+    root_seed: int,
+    rounds: range,
+    batches_per_round: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[DrawBatch]:
+    """The batches of these rounds, in the order in which training uses them.
+
+    Seeds depend on round and position alone, so a resumed run (rounds that start later) goes on
+    with the same samples. With several workers each gets every `world_size`-th sample of the same
+    global batch; `batch_size` is the global one.
+    """
+    assert batch_size % world_size == 0
+    return [
+        DrawBatch(
+            number,
+            tuple(
+                derive_seed(root_seed, "stream", number, batch, row)
+                for row in range(rank, batch_size, world_size)
+            ),
+        )
+        for number in rounds
+        for batch in range(batches_per_round)
+    ]
+
+
+def sample_stream(
+    batches: Sequence[DrawBatch],
+    draw: DrawFn,
+    store: GeneratorStore,
+    config: StreamConfig,
+) -> Iterator[Samples]:
+    """Draws the batches in stream actors and hands them over in order.
+
+    Lazy: starts with the first `next()`; draws ahead as far as published versions and Ray Data's
+    own back-pressure let it. One Samples per batch, of as many rows as the draw function gave.
+
+    Raises:
+        ResourceError: no CPU or GPU is free for the stream's actors (Ray Data would wait for ever).
+        TrainingError: a version of the generator was not published in time.
+    """
+    if not batches:
+        return
+    _check_resources(config)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
+    items = [{"round": b.round, "seeds": list(b.seeds)} for b in batches]
+    # One block a batch, made from items already here: no hidden read task needs a CPU of its own.
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Drawer,
+        fn_constructor_args=(draw, store, config.wait_s),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=config.actors),
+        num_cpus=config.resources.num_cpus,
+        num_gpus=config.resources.num_gpus or None,
+    )
+    # No prefetching: a prefetched batch of the next round would wait for a version that the caller
+    # publishes only after this batch. Stream actors draw ahead in any case.
+    for columns in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+        if _ERROR in columns:
+            raise pickle.loads(cast(Columns, columns)[_ERROR][0])
+        yield from_columns(cast(Columns, columns))
+
+
+class _Drawer:
+    """Lives in a stream actor."""
+
+    def __init__(self, draw: DrawFn, store: GeneratorStore, wait_s: float) -> None:
+        self._draw, self._store, self._wait_s = draw, store, wait_s
+        self._version, self._state = -1, dict[str, Tensor]()
+
+    def __call__(self, batch: dict[str, Any]) -> Columns:
+        seeds = [int(seed) for seed in batch["seeds"][0]]
+        try:
+            return to_columns(self._draw(self._state_of(int(batch["round"][0])), seeds))
+        except PosegenError as error:  # Ray Data would hide it in a long internal traceback
+            return {_ERROR: np.array([pickle.dumps(error)], dtype=object)}
+
+    def _state_of(self, version: int) -> dict[str, Tensor]:
+        if version != self._version:
+            self._state = self._store.wait(version, self._wait_s)
+            self._version = version
+        return self._state
+
+
+def _check_resources(config: StreamConfig) -> None:
+    free = ray.available_resources()
+    cpus, gpus = (getattr(config.resources, n) * config.actors for n in ("num_cpus", "num_gpus"))
+    if free.get("CPU", 0.0) + 1e-6 < cpus or free.get("GPU", 0.0) + 1e-6 < gpus:
+        raise ResourceError(
+            f"The sample stream needs {cpus:g} logical CPUs and {gpus:g} GPUs; "
+            f"{free.get('CPU', 0.0):g} and {free.get('GPU', 0.0):g} are free.",
+            "Raise runtime.num_cpus, or lower runtime.stream.resources, runtime.stream.actors or "
+            "another role's share.",
+        )

@@ -1,0 +1,192 @@
+"""Runs a training loop in a Ray Train worker group: restarts, checkpoints and averaging.
+
+Knows nothing about what is trained; the loop sees a `TrainContext` and cannot tell where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from posegen_ray.config import RuntimeConfig
+from posegen_ray.context import TrainLoop
+from posegen_ray.errors import CheckpointError, PosegenError, TrainingError
+
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # what Ray Train resumes from
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished training run leaves."""
+
+    value: Any  # what worker 0's loop returned
+    metrics: dict[str, float]  # last reported
+    checkpoint: str  # last checkpoint's path, "" without one
+
+
+class RayContext:
+    """One Ray Train worker's `TrainContext`."""
+
+    def __init__(self) -> None:
+        import ray.train
+        import ray.train.torch
+
+        place = ray.train.get_context()
+        self.rank: int = place.get_world_rank()
+        self.world_size: int = place.get_world_size()
+        self.device: torch.device = ray.train.torch.get_device()
+
+    def resume_folder(self) -> Path | None:
+        import ray.train
+        from pyarrow.fs import LocalFileSystem
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        local = isinstance(checkpoint.filesystem, LocalFileSystem)
+        return Path(checkpoint.path if local else checkpoint.to_directory())
+
+    def report(self, metrics: Mapping[str, float], checkpoint_folder: Path | None) -> None:
+        import ray.train
+
+        folder = checkpoint_folder
+        saved = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
+        ray.train.report(dict(metrics), checkpoint=saved)
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        if self.world_size == 1:
+            return
+        every = list(parameters)
+        pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in every]
+        present = torch.tensor([p.grad is not None for p in every], device=pieces[0].device)
+        flat = torch.cat([*(piece.reshape(-1) for piece in pieces), present.to(pieces[0].dtype)])
+        distributed.all_reduce(flat)
+        *means, counts = flat.split([piece.numel() for piece in pieces] + [len(every)])
+        for parameter, mean, count in zip(every, means, counts, strict=True):
+            if count > 0:
+                parameter.grad = (mean / self.world_size).view_as(parameter)
+
+    def average(self, values: Tensor) -> Tensor:
+        total = values.detach().clone()
+        if self.world_size > 1:
+            distributed.all_reduce(total)
+        return total / self.world_size
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        if self.world_size > 1:
+            for tensor in tensors:
+                distributed.broadcast(tensor.detach(), src=0)
+
+    def gather(self, value: object) -> list[object]:
+        values: list[object] = [None] * self.world_size
+        if self.world_size == 1:
+            return [value]
+        distributed.all_gather_object(values, value)
+        return values
+
+
+def fit_with_ray(
+    loop: TrainLoop,
+    config: RuntimeConfig,
+    storage: str,
+    name: str = "train",
+    resume: bool = False,
+    keep_checkpoints: int = 2,
+) -> FitResult:
+    """Trains in `config.train_workers` workers until the loop ends.
+
+    A worker that dies (killed, out of memory, node lost) makes all start again from the last
+    reported checkpoint, at most `config.max_train_failures` times.
+
+    Args:
+        loop: what each worker runs.
+        config: the runtime section.
+        storage: folder or URL (s3://, gs://, ...) that all nodes can reach.
+        name: the run's folder there.
+        resume: go on from the newest checkpoint of an earlier, unfinished run there.
+        keep_checkpoints: how many of the newest stay.
+
+    Raises:
+        CheckpointError: `resume` is off and an earlier run is there.
+        PosegenError: what the loop raised.
+        TrainingError: the workers failed too often.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    storage = storage if "://" in storage else str(Path(storage).absolute())
+    if not resume and _has_run(storage, name):
+        raise CheckpointError(
+            f"{storage}/{name} already holds checkpoints of an earlier run.",
+            "Continue it with resume=<run folder>, or choose or empty another run folder.",
+        )
+    share = config.train_resources
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"loop": loop, "threads": config.threads},
+        torch_config=TorchConfig(backend="nccl" if share.num_gpus > 0 else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.train_workers,
+            use_gpu=share.num_gpus > 0,
+            resources_per_worker={"CPU": share.num_cpus, "GPU": share.num_gpus},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_train_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error, config) from error
+    if isinstance(result.return_value, _Refusal):
+        raise result.return_value.error
+    checkpoint = result.checkpoint.path if result.checkpoint else ""
+    return FitResult(result.return_value, dict(result.metrics or {}), checkpoint)
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """An error that a new attempt would only repeat, handed back as a value."""
+
+    error: PosegenError
+
+
+def _work(settings: dict[str, Any]) -> Any:
+    torch.set_num_threads(settings["threads"])
+    context = RayContext()
+    try:
+        return settings["loop"].run(context)
+    except PosegenError as error:
+        if context.world_size == 1:  # with peers waiting, only a failure of the group frees them
+            return _Refusal(error)
+        raise
+
+
+def _explained(error: Exception, config: RuntimeConfig) -> PosegenError:
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        for cause in (failure, getattr(failure, "cause", None)):
+            if isinstance(cause, PosegenError):
+                return cause
+    rank, first = next(iter(failures.items()), (0, error))
+    lines = [line for line in str(first).splitlines() if line.strip()]
+    return TrainingError(
+        f"Train worker {rank} failed, after {config.max_train_failures} allowed restart(s): "
+        f"{lines[-1].strip() if lines else type(first).__name__}",
+        "Fix the cause, then continue from the last checkpoint with resume=<run folder>.",
+    )
+
+
+def _has_run(storage: str, name: str) -> bool:
+    from pyarrow.fs import FileSystem, FileType
+
+    filesystem, path = FileSystem.from_uri(storage)
+    return bool(filesystem.get_file_info(f"{path}/{name}/{_SNAPSHOT}").type != FileType.NotFound)

@@ -1,0 +1,329 @@
+"""The studio: what every process of a run builds from the configuration, and how it draws samples.
+
+A `Studio` knows the body, the clips, the people and the crop. A `Drawer` makes labelled training
+images from seeds, rendered by the subjects' NeRFs; `TestShoot` makes test images of other people on
+other backgrounds, rendered by the ray-caster. Every sample depends on its own seed alone.
+Knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from posegen_ray.body import load_body
+from posegen_ray.body.model import BodyModel
+from posegen_ray.config import CameraRangeConfig, RunConfig
+from posegen_ray.errors import SubjectError
+from posegen_ray.estimators.crop import CropSpec
+from posegen_ray.estimators.registry import crop_spec
+from posegen_ray.generation.generator import Generator, GeneratorSampler
+from posegen_ray.generation.proposal import (
+    PoseBank,
+    ProposalSampler,
+    RandomSampler,
+    RealPoseSampler,
+    SourceSampler,
+)
+from posegen_ray.generation.validity import ValidityChecker
+from posegen_ray.motion.splits import MotionSplits, load_splits
+from posegen_ray.records import (
+    RenderFn,
+    RenderRequest,
+    RenderResult,
+    Samples,
+    concatenate_samples,
+)
+from posegen_ray.scene import (
+    People,
+    check_proposal,
+    draw_samples,
+    propose_valid,
+    seeded_backgrounds,
+)
+from posegen_ray.seeding import derive_seed
+from posegen_ray.subjects.raycast import TexturedMesh, random_light, raycast
+from posegen_ray.subjects.render import make_renderer
+from posegen_ray.subjects.store import load_subject, read_manifest
+from posegen_ray.subjects.wardrobe import dress, people, shape_of
+
+Counts = dict[str, int]  # proposals drawn, valid, and rejected by reason
+Folders = tuple[tuple[str, str], ...]  # subject -> its folder
+
+
+class RenderSource(Protocol):
+    """Where rendered pictures come from: this process, or a pool of servers. Picklable."""
+
+    def render_fn(self) -> RenderFn: ...
+
+
+class LocalRenderer:
+    """Renders in this process; loads the subjects at the first use."""
+
+    def __init__(self, config: RunConfig, folders: Folders) -> None:
+        self._config = config
+        self._folders = folders
+        self._render: RenderFn | None = None
+
+    def render_fn(self) -> RenderFn:
+        if self._render is None:
+            subjects = {name: load_subject(Path(path)) for name, path in self._folders}
+            self._render = make_renderer(self._config.renderer, subjects, "cpu")
+        return self._render
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_render": None}
+
+
+class Studio:
+    """Everything that a process needs to propose, pose and label.
+
+    Args:
+        config: the run's configuration.
+        folders: training subjects (none where only test images are made).
+    """
+
+    def __init__(self, config: RunConfig, folders: Folders) -> None:
+        self.config = config
+        self.folders = folders
+        self.body: BodyModel = load_body(config.body)
+        self.splits: MotionSplits = load_splits(config.motion)
+        self.source = PoseBank.from_clips(self.splits.source_train)
+        self.crop: CropSpec = crop_spec(config.estimator)
+
+    @functools.cached_property
+    def people(self) -> People:
+        """The training subjects."""
+        manifests = [read_manifest(Path(folder)) for _, folder in self.folders]
+        for manifest in manifests:
+            if manifest.body != self.body.name:
+                raise SubjectError(
+                    f"Subject {manifest.name!r} was made on the {manifest.body} body, but the run "
+                    f"uses {self.body.name}.",
+                    f"Choose body={manifest.body}, or other subjects.",
+                )
+        shapes = torch.stack([torch.as_tensor(m.shape, dtype=torch.float32) for m in manifests])
+        return People(tuple(name for name, _ in self.folders), shapes, self.body)
+
+    @functools.cached_property
+    def checker(self) -> ValidityChecker:
+        """Validity of training samples, calibrated on the source's training frames."""
+        real = self.source.poses.rotations
+        return ValidityChecker(self.config.validity, self.body, self.people.shapes, real)
+
+    def generator(self) -> Generator:
+        """An untrained generator."""
+        return Generator(self.config.generator, self.source, len(self.folders))
+
+    def source_sampler(self) -> SourceSampler:
+        """Real training poses at eye level."""
+        return SourceSampler(self.source, len(self.folders))
+
+    def random_sampler(self) -> RandomSampler:
+        """Broad random poses and cameras, in the generator's ranges."""
+        return RandomSampler(self.source, self.config.generator.camera, len(self.folders))
+
+
+def studio_of(config: RunConfig, folders: Folders) -> Studio:
+    """This process's studio for a configuration; built once."""
+    key = (json.dumps(asdict(config), sort_keys=True), folders)
+    if key not in _studios:
+        _studios.clear()
+        _studios[key] = Studio(config, folders)
+    return _studios[key]
+
+
+_studios: dict[tuple[str, Folders], Studio] = {}
+
+
+# --- training images ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws training images, one per seed. Picklable: a cluster carries it to its actors."""
+
+    config: RunConfig
+    folders: Folders
+    renderer: RenderSource
+
+    def source(self, seeds: Sequence[int]) -> tuple[Samples, Counts]:
+        """Real poses of the source clips at eye level."""
+        return self._draw(self._studio.source_sampler(), seeds)
+
+    def random(self, seeds: Sequence[int]) -> tuple[Samples, Counts]:
+        """Broad random poses and cameras."""
+        return self._draw(self._studio.random_sampler(), seeds)
+
+    def generated(
+        self, states: Sequence[Mapping[str, Tensor]], seeds: Sequence[int]
+    ) -> tuple[Samples, Counts]:
+        """Samples of trained generators: seed s uses version s mod len(states)."""
+        parts: list[tuple[Samples, Counts]] = []
+        for version, state in enumerate(states):
+            mine = [seed for seed in seeds if seed % len(states) == version]
+            if mine:
+                generator = self._studio.generator()
+                generator.load_state_dict(dict(state))
+                parts.append(self._draw(GeneratorSampler(generator), mine))
+        counts: Counter[str] = Counter()
+        for _, part in parts:
+            counts.update(part)
+        return concatenate_samples([samples for samples, _ in parts]), dict(counts)
+
+    def __call__(self, state: Mapping[str, Tensor], seeds: Sequence[int]) -> Samples:
+        """A batch for the live estimator: half generated by this version, half source."""
+        half = len(seeds) // 2
+        generated, _ = self.generated([state], seeds[:half])
+        source, _ = self.source(seeds[half:])
+        return concatenate_samples([generated, source])
+
+    @property
+    def _studio(self) -> Studio:
+        return studio_of(self.config, self.folders)
+
+    def _draw(self, sampler: ProposalSampler, seeds: Sequence[int]) -> tuple[Samples, Counts]:
+        studio = self._studio
+        proposal, names, validity = propose_valid(sampler, seeds, studio.people, studio.checker)
+        samples, _ = draw_samples(
+            proposal,
+            names,
+            self.renderer.render_fn(),
+            studio.people,
+            studio.crop,
+            seeded_backgrounds("train"),
+            seeds,
+            studio.checker,
+        )
+        return samples, validity.counts()
+
+
+# --- test images --------------------------------------------------------------------------------
+
+EXTREME = CameraRangeConfig(elevation_low=25.0, elevation_high=80.0)
+
+
+@dataclass(frozen=True)
+class TestShoot:
+    """Makes one set of test images: other people, other backgrounds, another renderer.
+
+    Sets: "source" (the source clips' other halves, eye level), "wild" (the same frames from extreme
+    views), "ood" (unseen clips, both kinds of views), "validation" (clips and people of its own,
+    both kinds of views).
+    """
+
+    config: RunConfig
+    name: str
+
+    def seeds(self, count: int) -> list[int]:
+        """The seeds of the set's first `count` images: the same for every run and arm.
+
+        Source and wild share theirs, so they show the same people in the same frames.
+        """
+        stream = "source" if self.name == "wild" else self.name
+        return [derive_seed(0, "test", stream, index) for index in range(count)]
+
+    def __call__(self, seeds: Sequence[int]) -> Samples:
+        """The set's images for these seeds; seeds without a valid proposal are left out."""
+        models = models_of(self.config, "val" if self.name == "validation" else "test")
+        bank, checker = models.sets[self.name]
+        eye_level = RealPoseSampler(bank, CameraRangeConfig.eye_level(), len(models.meshes))
+        extreme = RealPoseSampler(bank, EXTREME, len(models.meshes))
+        if self.name in ("source", "wild"):
+            views = [(eye_level if self.name == "source" else extreme, list(seeds))]
+        else:
+            views = [
+                (eye_level, [seed for seed in seeds if seed % 2 == 0]),
+                (extreme, [seed for seed in seeds if seed % 2 == 1]),
+            ]
+        parts = [self._shoot(models, sampler, mine, checker) for sampler, mine in views if mine]
+        return concatenate_samples(parts)
+
+    def _shoot(
+        self,
+        models: Models,
+        sampler: ProposalSampler,
+        seeds: Sequence[int],
+        checker: ValidityChecker,
+    ) -> Samples:
+        proposal, names, _ = propose_valid(sampler, seeds, models.people, checker)
+        rows = check_proposal(proposal, models.people, checker).valid.nonzero()[:, 0].tolist()
+        kept = [seeds[row] for row in rows]
+        samples, _ = draw_samples(
+            proposal[rows],
+            [names[row] for row in rows],
+            models.render_fn(kept),
+            models.people,
+            models.crop,
+            seeded_backgrounds(models.split),
+            kept,
+        )
+        return samples
+
+
+@dataclass(frozen=True)
+class Models:
+    """Textured people in front of the ray-caster, and the poses they take."""
+
+    split: str  # test | val
+    crop: CropSpec
+    people: People
+    meshes: tuple[TexturedMesh, ...]
+    sets: Mapping[str, tuple[PoseBank, ValidityChecker]]
+
+    def render_fn(self, seeds: Sequence[int]) -> RenderFn:
+        """A ray-caster for requests of len(seeds) items, each lit from its own seed.
+
+        Not differentiable.
+        """
+        lights = [random_light(1, derive_seed(seed, "light")) for seed in seeds]
+
+        def render(request: RenderRequest) -> RenderResult:
+            rgba = []
+            for item, light in enumerate(lights):
+                mesh = self.meshes[self.people.names.index(request.subjects[item])]
+                one = request[[item]]
+                rgba.append(raycast(mesh, one.bones, one.camera, light))
+            return RenderResult(torch.cat(rgba))
+
+        return render
+
+
+def models_of(config: RunConfig, split: str) -> Models:
+    """This process's models of a split; dressed once."""
+    key = (json.dumps(asdict(config), sort_keys=True), split)
+    if key not in _models:
+        studio = studio_of(config, ())
+        cast = people(split)
+        shapes = torch.stack([shape_of(person, studio.body) for person in cast])
+        group = People(tuple(person.name for person in cast), shapes, studio.body)
+        clips = {
+            "test": {
+                "source": studio.splits.source_test,
+                "wild": studio.splits.source_test,
+                "ood": studio.splits.ood,
+            },
+            "val": {"validation": studio.splits.validation},
+        }[split]
+        banks = {name: PoseBank.from_clips(part) for name, part in clips.items()}
+        sets = {
+            name: (
+                bank,
+                ValidityChecker(config.validity, studio.body, shapes, bank.poses.rotations),
+            )
+            for name, bank in banks.items()
+        }
+        meshes = tuple(dress(person, studio.body) for person in cast)
+        _models[key] = Models(split, studio.crop, group, meshes, sets)
+    return _models[key]
+
+
+_models: dict[tuple[str, str], Models] = {}

@@ -1,0 +1,153 @@
+"""The canonical radiance field: a sparse voxel grid around the T-pose body.
+
+Every grid vertex near the body surface has a colour (linear in [0, 1]) and a density logit;
+density = DENSITY_SCALE * sigmoid(logit) per metre. Values are interpolated trilinearly inside active
+cells and absent elsewhere. Legend: X, Y, Z grid vertices per axis, M stored vertices.
+
+Knows nothing of poses or cameras.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import warp as wp
+from torch import Tensor
+
+from posegen_ray.body.model import BodyModel
+from posegen_ray.config import CageConfig
+from posegen_ray.subjects.deform import largest_piece
+from posegen_ray.subjects.warp_cache import prepare
+
+DENSITY_SCALE = 400.0  # per metre: a full cell of 1 cm stops 98 % of the light
+LOGIT_LIMIT = 8.0
+_INITIAL_SOFTNESS = 0.004  # metres over which the initial body surface fades
+
+
+@dataclass(frozen=True)
+class Field:
+    """A sparse grid. `index` says where each stored vertex lies, and which cells are active.
+
+    index[x, y, z] is >= 0 for the low corner of an active cell (the row in `values`), <= -2 for a
+    stored vertex that is no such corner (row = -2 - index), -1 for nothing. Rows follow the grid's
+    memory order, so that the row after a cell's corner is its neighbour along z.
+    """
+
+    values: Tensor  # [M, 4] float32: red, green, blue, density logit
+    index: Tensor  # [X, Y, Z] int32
+    low: tuple[float, float, float]  # metres, rest pose: position of vertex (0, 0, 0)
+    voxel: float  # metres
+
+    def to(self, device: torch.device | str) -> Field:
+        return replace(self, values=self.values.to(device), index=self.index.to(device))
+
+    @property
+    def active(self) -> Tensor:  # [X, Y, Z] bool
+        """Cells (by their low corner) that hold something."""
+        return self.index >= 0
+
+    def positions(self) -> Tensor:  # [M, 3]
+        """Rest-pose positions of the stored vertices."""
+        places = (self.index != -1).nonzero().float()
+        return places * self.voxel + torch.tensor(self.low, device=places.device)
+
+    def neighbours(self) -> Tensor:  # [M, 3] int32
+        """Row of the next stored vertex along x, y and z; -1 where there is none."""
+        row = torch.where(self.index < -1, -2 - self.index, self.index)
+        stored = row >= 0
+        columns = []
+        for axis in range(3):
+            shifted = torch.full_like(row, -1)
+            shifted.narrow(axis, 0, row.shape[axis] - 1).copy_(
+                row.narrow(axis, 1, row.shape[axis] - 1)
+            )
+            columns.append(shifted[stored])
+        return torch.stack(columns, -1).contiguous()
+
+    def restricted(self, active: Tensor) -> Field:
+        """The same field with only some of its cells; values of the kept vertices stay.
+
+        Args:
+            active: [X, Y, Z] bool, a subset of `self.active`.
+        """
+        kept_index = cell_index(active)
+        stored = self.index != -1
+        still = (kept_index != -1)[stored]
+        return replace(self, values=self.values[still].contiguous(), index=kept_index)
+
+
+def cell_index(
+    active: Tensor,  # [X, Y, Z] bool: low corners of active cells; none on the high faces
+) -> Tensor:  # [X, Y, Z] int32
+    """Numbers the vertices of the active cells; see `Field.index`."""
+    stored = active.clone()
+    for axis in range(3):
+        stored.narrow(axis, 1, stored.shape[axis] - 1).logical_or_(
+            stored.narrow(axis, 0, stored.shape[axis] - 1).clone()
+        )
+    row = (stored.flatten().cumsum(0) - 1).view(stored.shape)
+    none = torch.full_like(row, -1)
+    return torch.where(active, row, torch.where(stored, -2 - row, none)).int().contiguous()
+
+
+def body_field(
+    body: BodyModel,
+    shape: Tensor,  # [S]
+    config: CageConfig,
+) -> Field:
+    """A grey field whose density follows the body surface: where fitting starts."""
+    vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
+    vertices, faces, _ = largest_piece(vertices, body.faces.cpu().numpy())
+    margin = config.shell + 2 * config.voxel
+    low = vertices.min(0) - margin
+    count = np.ceil((vertices.max(0) + margin - low) / config.voxel).astype(int) + 1
+    axes = [np.arange(n) * config.voxel + start for n, start in zip(count, low, strict=True)]
+    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    distance = _signed_distance(vertices, faces, places, margin).reshape(tuple(count))
+
+    near = torch.from_numpy((distance < config.shell) & (distance > -config.inner))
+    active = torch.zeros_like(near)
+    active[:-1, :-1, :-1] = True
+    for dx in (0, 1):
+        for dy in (0, 1):
+            for dz in (0, 1):
+                active[:-1, :-1, :-1] &= near[
+                    dx : near.shape[0] - 1 + dx,
+                    dy : near.shape[1] - 1 + dy,
+                    dz : near.shape[2] - 1 + dz,
+                ]
+    index = cell_index(active)
+    stored = torch.from_numpy(distance)[index != -1]
+    values = torch.full((len(stored), 4), 0.5)
+    values[:, 3] = (-stored / _INITIAL_SOFTNESS).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    return Field(values, index, (float(low[0]), float(low[1]), float(low[2])), config.voxel)
+
+
+def _signed_distance(
+    vertices: np.ndarray,  # [V, 3]
+    faces: np.ndarray,  # [F, 3]
+    places: np.ndarray,  # [N, 3]
+    farthest: float,
+) -> np.ndarray:  # [N] float32, negative inside
+    prepare()
+    from posegen_ray.subjects import kernels  # compiled by prepare()
+
+    mesh = wp.Mesh(
+        wp.array(vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
+        wp.array(faces.astype(np.int32).reshape(-1), dtype=wp.int32, device="cpu"),
+    )
+    distance = np.empty(len(places), np.float32)
+    wp.launch(
+        kernels.signed_distance,
+        len(places),
+        [
+            mesh.id,
+            wp.array(places.astype(np.float32), dtype=wp.vec3, device="cpu"),
+            farthest,
+            wp.array(distance, dtype=float, device="cpu", copy=False),
+        ],
+        device="cpu",
+    )
+    return distance

@@ -1,0 +1,286 @@
+"""Fits a subject to a capture: optimises the field's colours and densities by the fused renderer.
+
+Poses and cameras are taken as given. Knows nothing of where a capture comes from.
+Legend: B frames, N rays, M field vertices, C cage vertices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import warp as wp
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from posegen_ray.body.camera import Camera
+from posegen_ray.body.model import BodyModel
+from posegen_ray.config import CageConfig, FitConfig, RendererConfig
+from posegen_ray.errors import DataError
+from posegen_ray.seeding import numpy_stream, torch_stream
+from posegen_ray.subjects.capture import Capture
+from posegen_ray.subjects.deform import Cage, build_cage, pose_cage
+from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field
+from posegen_ray.subjects.render_fused import FusedModel, Rays, launch, world_rays
+from posegen_ray.subjects.store import Subject, SubjectManifest
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+_OCCUPIED = -4.0  # density logit above which a vertex counts as part of the person
+_CAGE_MARGIN = 0.012  # metres that the shrunk cage keeps from what it holds
+_FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One training picture, reduced to the rays that can see the person."""
+
+    rays: Rays
+    points: Tensor  # [1, C, 3]
+    inverse: Tensor  # [1, C, 3, 3]
+    origins: Tensor  # [1, 3]
+    directions: Tensor  # [N, 3]
+    target: Tensor  # [N, 4] premultiplied
+
+
+def fit_subject(
+    capture: Capture,
+    body: BodyModel,
+    config: FitConfig,
+    seed: int,
+    progress: Progress | None = None,
+    device: torch.device | str = "cpu",
+) -> Subject:
+    """Makes a subject from a capture; PSNR on the held-out frames goes into its manifest.
+
+    Each step renders one training picture before a random background (against floaters), pulls the
+    squared error back to the field, and takes an Adam step. Part of the way through, empty cells go
+    and the cage shrinks to what is left, which makes every later rendering faster.
+
+    Raises:
+        DataError: the capture was made for another body, or has no frame to fit to.
+    """
+    _check(capture, body)
+    training = (~capture.held_out).nonzero()[:, 0].tolist()
+    bones = _bones(capture, body)
+    cage = build_cage(body, capture.shape, config.cage)
+    field = body_field(body, capture.shape, config.cage)
+    prune_step = round(config.prune_at * config.steps)
+    order = numpy_stream(seed, "fit", "order")
+    backgrounds = torch_stream(seed, "fit", "background", device=torch.device(device).type)
+    optimiser = _FieldOptimiser(cage, field, config, device)
+    frames = [_frame(optimiser.model, capture, bones, i) for i in training]
+    queue: list[int] = []
+    for step in range(config.steps):
+        if step == prune_step:
+            cage, field = prune(cage, optimiser.field(), config.cage)
+            optimiser = _FieldOptimiser(cage, field, config, device, step)
+            frames = [_frame(optimiser.model, capture, bones, i) for i in training]
+        if not queue:
+            queue = order.permutation(len(frames)).tolist()
+        optimiser.step(frames[queue.pop()], backgrounds)
+        if progress is not None:
+            progress(step + 1, config.steps)
+    cage, field = prune(cage, optimiser.field(), config.cage)
+    psnr_full, psnr_person = measure_psnr(capture, body, cage, field, device)
+    manifest = SubjectManifest(
+        name=capture.name,
+        body=capture.body,
+        shape=tuple(float(v) for v in capture.shape),
+        psnr_full=psnr_full,
+        psnr_person=psnr_person,
+        held_out_frames=int(capture.held_out.sum()),
+        capture_sha256=capture.sha256(),
+        licence=capture.licence,
+        source=capture.source,
+    )
+    return Subject(manifest, cage.to("cpu"), field.to("cpu"))
+
+
+def measure_psnr(
+    capture: Capture,
+    body: BodyModel,
+    cage: Cage,
+    field: Field,
+    device: torch.device | str = "cpu",
+) -> tuple[float, float]:  # dB: whole picture, person's bounding box; NaN without held-out frames
+    """PSNR of the held-out frames before white, from the mean squared error over all of them."""
+    model = FusedModel(cage, field, RendererConfig(), device)
+    bones = _bones(capture, body)
+    full, person = [], []
+    for i in capture.held_out.nonzero()[:, 0].tolist():
+        with torch.no_grad():
+            rgba = model.draw(bones[i : i + 1].to(device), _camera(capture, i, device))[0].cpu()
+        error = (on_white(rgba) - on_white(_target(capture, i))).square().mean(-1)
+        rows, columns = (capture.masks[i] > 127).nonzero().unbind(-1)
+        full.append(error.mean())
+        if len(rows):
+            box = error[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            person.append(box.mean())
+    return _decibel(full), _decibel(person)
+
+
+def on_white(
+    rgba: Tensor,  # [..., 4] premultiplied
+) -> Tensor:  # [..., 3]
+    """The picture before a white background."""
+    return rgba[..., :3] + 1 - rgba[..., 3:]
+
+
+def prune(cage: Cage, field: Field, config: CageConfig) -> tuple[Cage, Field]:
+    """Drops the cells that hold nothing and draws the cage in to what is left.
+
+    A cell stays if a vertex of it, or of a neighbouring cell, is occupied. Each cage vertex stands
+    off the body by what the occupied vertices nearest to it need, plus a margin.
+    """
+    occupied = torch.zeros(field.index.shape, dtype=torch.bool)
+    stored = field.index != -1
+    occupied[stored] = field.values[:, 3].cpu() > _OCCUPIED
+    near = torch.nn.functional.max_pool3d(occupied[None, None].float(), 5, 1, 2)[0, 0] > 0
+    kept = field.restricted(field.active & near)
+
+    surface, normals = cage.surface.numpy(), cage.normals.numpy()
+    places = field.positions()[field.values[:, 3] > _OCCUPIED].numpy()
+    _, nearest = cKDTree(surface).query(places, k=3)
+    need = np.full(len(surface), -np.inf)
+    for column in nearest.T:
+        along = ((places - surface[column]) * normals[column]).sum(-1)
+        np.maximum.at(need, column, along)
+    need = np.maximum(need, 0.0) + _CAGE_MARGIN
+    faces = cage.faces.numpy()
+    spread = need.copy()
+    np.maximum.at(spread, faces, need[faces].max(1, keepdims=True))
+    dilation = torch.minimum(torch.from_numpy(spread).float(), cage.dilation)
+    return cage.shrunk(dilation), kept
+
+
+class _FieldOptimiser:
+    """Adam on the values of a field, with the gradient that the renderer's kernels give."""
+
+    def __init__(
+        self,
+        cage: Cage,
+        field: Field,
+        config: FitConfig,
+        device: torch.device | str,
+        done: int = 0,
+    ) -> None:
+        field = Field(field.values.clone(), field.index, field.low, field.voxel)
+        self.model = FusedModel(cage, field, RendererConfig(early_stop=1e-3), device)
+        self._config = config
+        self._done = done  # steps taken so far, for the learning rate
+        self._since = 0  # steps taken since the moments were zero
+        values = self.model.field.values
+        self._grad = torch.zeros_like(values)
+        self._moments = (torch.zeros_like(values), torch.zeros_like(values))
+        self._neighbours = self.model.field.neighbours()
+
+    def field(self) -> Field:
+        """The field as it stands."""
+        return self.model.field.to("cpu")
+
+    def step(self, frame: _Frame, backgrounds: torch.Generator) -> None:
+        model, kernels = self.model, self.model.kernels
+        geometry = (frame.rays, frame.points, frame.inverse, frame.origins, frame.directions)
+        rgba = model.march(*geometry)
+        behind = torch.rand(len(rgba), 3, generator=backgrounds, device=rgba.device)
+        difference = rgba - frame.target
+        residual = difference[:, :3] - difference[:, 3:] * behind
+        grad_rgba = torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
+        model.pull_back(*geometry, rgba, grad_rgba, self._grad)
+        values = wp.from_torch(model.field.values, dtype=wp.vec4)
+        grad = wp.from_torch(self._grad, dtype=wp.vec4)
+        smoothness = self._config.smoothness
+        launch(
+            kernels.smooth,
+            len(self._grad),
+            [
+                wp.from_torch(self._neighbours, dtype=wp.int32),
+                values,
+                # a logit spans about ten times the range of a colour
+                wp.vec4(smoothness, smoothness, smoothness, 0.01 * smoothness),
+                grad,
+            ],
+            model.device,
+        )
+        self._since += 1
+        decay = _FINAL_RATE ** (self._done / self._config.steps)
+        self._done += 1
+        colour, density = decay * self._config.colour_rate, decay * self._config.density_rate
+        launch(
+            kernels.adam,
+            len(self._grad),
+            [
+                values,
+                grad,
+                *(wp.from_torch(moment, dtype=wp.vec4) for moment in self._moments),
+                wp.vec4(colour, colour, colour, density),
+                1.0 / (1.0 - 0.9**self._since),
+                1.0 / (1.0 - 0.99**self._since),
+                wp.vec4(0.0, 0.0, 0.0, -LOGIT_LIMIT),
+                wp.vec4(1.0, 1.0, 1.0, LOGIT_LIMIT),
+            ],
+            model.device,
+        )
+
+
+def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _Frame:
+    camera = _camera(capture, index, model.device)
+    points, inverse = pose_cage(model.cage, bones[index : index + 1].to(model.device))
+    points, inverse = points.contiguous(), inverse.contiguous()
+    rays = model.find_rays(points, camera)
+    origins, directions = world_rays(camera, rays)
+    target = _target(capture, index).to(model.device).view(-1, 4)[rays.row]
+    return _Frame(rays, points, inverse, origins.contiguous(), directions.contiguous(), target)
+
+
+def _bones(capture: Capture, body: BodyModel) -> Tensor:  # [B, 24, 3, 4]
+    with torch.no_grad():
+        poses = capture.poses
+        return body(poses.rotations, capture.shape[None], poses.translation).bones
+
+
+def _camera(capture: Capture, index: int, device: torch.device | str) -> Camera:
+    camera = capture.camera[index : index + 1]
+    return Camera(
+        camera.rotation.to(device),
+        camera.translation.to(device),
+        camera.focal.to(device),
+        camera.principal.to(device),
+        camera.height,
+        camera.width,
+    )
+
+
+def _target(capture: Capture, index: int) -> Tensor:  # [H, W, 4] premultiplied
+    mask = capture.masks[index, ..., None].float() / 255
+    return torch.cat([capture.images[index].float() / 255 * mask, mask], -1)
+
+
+def _decibel(errors: list[Tensor]) -> float:
+    if not errors:
+        return math.nan
+    return -10 * math.log10(max(float(torch.stack(errors).mean()), 1e-10))
+
+
+def _check(capture: Capture, body: BodyModel) -> None:
+    if capture.body != body.name:
+        raise DataError(
+            f"The capture {capture.name!r} was made with the body {capture.body!r}, "
+            f"not with {body.name!r}.",
+            f"Fit it with body={capture.body}.",
+        )
+    if len(capture.shape) != body.num_shape:
+        raise DataError(
+            f"The capture {capture.name!r} has {len(capture.shape)} shape values; "
+            f"the body {body.name!r} has {body.num_shape}.",
+            "Correct `shape` in capture.json.",
+        )
+    if bool(capture.held_out.all()):
+        raise DataError(
+            f"All frames of the capture {capture.name!r} are held out.",
+            "Set held_out to false for the frames to fit to.",
+        )

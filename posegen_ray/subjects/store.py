@@ -1,0 +1,219 @@
+"""Subjects on disk: `manifest.json` and one safetensors file, written so that readers never see half.
+
+Knows nothing of fitting or rendering.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from posegen_ray.errors import SubjectError
+from posegen_ray.subjects.deform import CAGE_TENSORS, Cage
+from posegen_ray.subjects.field import Field, cell_index
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class SubjectManifest:
+    """What is known about a subject without loading it: enough to pose its body."""
+
+    name: str
+    body: str  # anny | smpl
+    shape: tuple[float, ...]  # of the body
+    psnr_full: float  # dB on held-out frames, whole picture on white; NaN: not measured
+    psnr_person: float  # dB, inside the person's bounding box
+    held_out_frames: int
+    capture_sha256: str  # of the capture it was fitted to; "" if it was not fitted
+    licence: str
+    source: str  # what the capture shows, in words
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A person: a canonical radiance field, the cage that moves it, and where it comes from."""
+
+    manifest: SubjectManifest
+    cage: Cage
+    field: Field
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def body(self) -> str:
+        """Name of the body model that poses it."""
+        return self.manifest.body
+
+    @property
+    def shape(self) -> Tensor:  # [S]
+        return torch.tensor(self.manifest.shape)
+
+
+def save_subject(subject: Subject, folder: str | Path) -> None:
+    """Writes the subject into `folder` (its own one), replacing an older version atomically.
+
+    Raises:
+        SubjectError: the folder cannot be written (permissions, full disk).
+    """
+    folder = Path(folder)
+    data = save(_pack(subject), metadata={"name": subject.name})
+    digest = hashlib.sha256(data).hexdigest()
+    # the data file's name holds its hash: an old manifest never points at new data
+    file = f"subject-{digest[:12]}.safetensors"
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        **{key: _to_json(value) for key, value in asdict(subject.manifest).items()},
+        "grid": {
+            "shape": list(subject.field.index.shape),
+            "low": list(subject.field.low),
+            "voxel": subject.field.voxel,
+        },
+        "file": file,
+        "sha256": digest,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / file, data)
+        _write(folder / MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        for old in folder.glob("subject-*.safetensors"):
+            if old.name != file:
+                old.unlink()
+    except OSError as error:
+        raise SubjectError(
+            f"The subject {subject.name!r} could not be written to {folder} ({error.strerror}).",
+            "Free some space or choose another folder.",
+        ) from error
+
+
+def read_manifest(folder: str | Path) -> SubjectManifest:
+    """The subject's description.
+
+    Raises:
+        SubjectError: no subject there, or its manifest cannot be read.
+    """
+    return _parse(_read_json(Path(folder)), Path(folder))
+
+
+def load_subject(folder: str | Path) -> Subject:
+    """The subject in `folder`, checked against its hash.
+
+    Raises:
+        SubjectError: missing, truncated, changed, or of another format version.
+    """
+    folder = Path(folder)
+    raw = _read_json(folder)
+    manifest = _parse(raw, folder)
+    try:
+        data = (folder / raw["file"]).read_bytes()
+    except OSError as error:
+        raise SubjectError(
+            f"The subject {manifest.name!r} lacks its data file {folder / raw['file']}.",
+            "Fit it again, or restore the file.",
+        ) from error
+    if hashlib.sha256(data).hexdigest() != raw["sha256"]:
+        raise SubjectError(
+            f"{folder / raw['file']} is damaged: its sha256 differs from the manifest's.",
+            "Fit the subject again, or restore the file.",
+        )
+    try:
+        return _unpack(manifest, raw["grid"], load(data))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SubjectError(
+            f"The subject in {folder} cannot be read ({error}).", "Fit the subject again."
+        ) from error
+
+
+def list_subjects(root: str | Path) -> list[str]:
+    """Names of the folders under `root` that hold a subject, sorted."""
+    return sorted(path.parent.name for path in Path(root).glob(f"*/{MANIFEST}"))
+
+
+def _pack(subject: Subject) -> dict[str, Tensor]:
+    tensors = {f"cage.{name}": getattr(subject.cage, name) for name in CAGE_TENSORS}
+    active = np.packbits(subject.field.active.cpu().numpy().reshape(-1))
+    tensors["field.active"] = torch.from_numpy(active)
+    tensors["field.values"] = subject.field.values
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _unpack(
+    manifest: SubjectManifest, grid: dict[str, Any], tensors: dict[str, Tensor]
+) -> Subject:
+    shape = [int(n) for n in grid["shape"]]
+    bits = np.unpackbits(tensors["field.active"].numpy(), count=int(np.prod(shape)))
+    index = cell_index(torch.from_numpy(bits.astype(bool)).view(*shape))
+    values = tensors["field.values"]
+    if values.shape != (int((index != -1).sum()), 4):
+        raise ValueError(f"field.values has shape {tuple(values.shape)}")
+    x, y, z = (float(v) for v in grid["low"])
+    cage = Cage(*(tensors[f"cage.{name}"] for name in CAGE_TENSORS))
+    return Subject(manifest, cage, Field(values, index, (x, y, z), float(grid["voxel"])))
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise SubjectError(
+            f"There is no subject in {folder} ({MANIFEST} is missing).",
+            "Make one with `posegen fit`, or name another folder.",
+        ) from error
+    except (OSError, ValueError) as error:
+        raise SubjectError(f"{path} cannot be read ({error}).", "Fit the subject again.") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise SubjectError(
+            f"{path} has format version {version}; this program reads {FORMAT_VERSION}.",
+            "Fit the subject again.",
+        )
+    return dict(raw)
+
+
+def _parse(raw: dict[str, Any], folder: Path) -> SubjectManifest:
+    try:
+        values = {field.name: raw[field.name] for field in fields(SubjectManifest)}
+        values["shape"] = tuple(float(v) for v in values["shape"])
+        for key in ("psnr_full", "psnr_person"):
+            values[key] = float("nan") if values[key] is None else float(values[key])
+        for key in ("file", "sha256", "grid"):
+            raw[key]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SubjectError(
+            f"{folder / MANIFEST} lacks a valid entry {error}.", "Fit the subject again."
+        ) from error
+    return SubjectManifest(**values)
+
+
+def _to_json(value: object) -> object:
+    # JSON has no NaN
+    return None if isinstance(value, float) and value != value else value
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes to a temporary name in the same folder, then renames."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

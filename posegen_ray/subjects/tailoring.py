@@ -1,0 +1,478 @@
+"""Geometry of the demo's people: shells over the body, lofted cloth, hair, and texture baking.
+
+Works in numpy on the rest pose (T-pose, metres, y up, facing +z, left = +x). A `Part` is a piece of
+mesh with a painter, a function from surface points to colours: textures are baked by painting the
+rest-pose point under every texel, so patterns run across UV seams and fit every body shape.
+
+Legend: V vertices, F triangles, U texture coordinates, N texels, R rings of A points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import torch
+import warp as wp
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from posegen_ray.body.model import BodyModel
+from posegen_ray.body.skeleton import JOINT, NUM_JOINTS
+from posegen_ray.subjects import raycast_kernels as kernels
+from posegen_ray.subjects.raycast import TexturedMesh
+from posegen_ray.subjects.warp_cache import prepare
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+TEXTURE_SIZE = 512
+_TEXEL = 0.0025  # metres: small parts are painted no finer than this
+_PADDING = 3  # texels painted beyond an island's border, so that bilinear lookups never see black
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Points of a part's rest surface to be painted."""
+
+    points: Floats  # [N, 3]
+    normals: Floats  # [N, 3]
+    uv: Floats  # [N, 2]
+
+
+Painter = Callable[[Surface], Floats]  # -> [N, 4] RGBA in [0, 1]
+Region = Callable[[Floats], Floats]  # points [N, 3] -> metres inside (> 0) or outside (< 0), [N]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a person."""
+
+    vertices: Floats  # [V, 3]
+    weights: Floats  # [V, 24]
+    faces: Ints  # [F, 3]
+    uv: Floats  # [U, 2]
+    uv_faces: Ints  # [F, 3]
+    paint: Painter
+    cutout: bool = False  # the painter's alpha cuts holes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A body of one shape in its rest pose, with what a tailor measures."""
+
+    name: str
+    vertices: Floats  # [V, 3]
+    faces: Ints  # [F, 3]
+    weights: Floats  # [V, 24]
+    uv: Floats  # [U, 2]
+    uv_faces: Ints  # [F, 3]
+    joints: Floats  # [24, 3]
+    normals: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "normals", smooth_normals(self.vertices, self.faces))
+
+    def joint(self, name: str) -> Floats:  # [3]
+        return self.joints[JOINT[name]]
+
+    @cached_property
+    def crotch(self) -> float:
+        """Height of the lowest point of the trunk."""
+        trunk = (np.abs(self.vertices[:, 0]) < 0.012) & (
+            self.vertices[:, 1] > self.joint("left_knee")[1]
+        )
+        return float(self.vertices[trunk, 1].min())
+
+    @cached_property
+    def waist(self) -> float:
+        """Height of a trouser's waistband."""
+        return float(0.35 * self.joint("spine1")[1] + 0.65 * self.joint("spine2")[1]) - 0.03
+
+    @cached_property
+    def armpit(self) -> float:
+        """Height below which nothing belongs to an arm."""
+        return float(self.joint("left_shoulder")[1]) - 0.12
+
+    @cached_property
+    def ankle(self) -> float:
+        return float(self.joint("left_ankle")[1])
+
+    def along_arm(self, fraction: float) -> float:
+        """|x| of the point this far from shoulder (0) to wrist (1)."""
+        start, end = self.joint("left_shoulder")[0], self.joint("left_wrist")[0]
+        return float(start + fraction * (end - start))
+
+    def along_leg(self, fraction: float) -> float:
+        """Height of the point this far from hip (0) to ankle (1)."""
+        start, end = self.joint("left_hip")[1], self.joint("left_ankle")[1]
+        return float(start + fraction * (end - start))
+
+    @cached_property
+    def head(self) -> Bools:  # [V]
+        return self.weights[:, JOINT["head"]] > 0.5
+
+    @cached_property
+    def chin(self) -> float:
+        """Height of the chin."""
+        points = self.vertices[self.head]
+        front = points[:, 2] > 0.6 * points[:, 2].max() + 0.4 * points[:, 2].min()
+        return float(points[front, 1].min())
+
+    @cached_property
+    def crown(self) -> float:
+        return float(self.vertices[self.head, 1].max())
+
+    @cached_property
+    def skull(self) -> tuple[Floats, Floats]:
+        """Centre of the head at the height of the eyes, and its half axes."""
+        points = self.vertices[self.head]
+        level = self.eye[1]
+        upper = points[points[:, 1] > level - 0.01]
+        back, front = upper[:, 2].min(), upper[:, 2].max() - 0.012  # without brows and lashes
+        centre = np.array([0, level, (back + front) / 2], np.float32)
+        width = float(upper[upper[:, 1] > level + 0.03, 0].max())
+        axes = np.array([width, self.crown - level, (front - back) / 2], np.float32)
+        return centre, axes
+
+    @cached_property
+    def eyeballs(self) -> Bools:  # [V]
+        """Vertices of separate eye meshes; none on bodies without them."""
+        count = len(self.vertices)
+        links = scipy.sparse.coo_matrix(
+            (np.ones(self.faces.size), (self.faces.ravel(), np.roll(self.faces, 1, 1).ravel())),
+            (count, count),
+        )
+        number, label = connected_components(links, directed=False)
+        eyes = np.zeros(count, bool)
+        for component in range(number):
+            members = label == component
+            x = self.vertices[members, 0]
+            if members.sum() < 500 and (x.min() > 0.005 or x.max() < -0.005):
+                eyes |= members & self.head
+        return eyes
+
+    @cached_property
+    def eye(self) -> Floats:  # [3], the left one
+        left = self.eyeballs & (self.vertices[:, 0] > 0)
+        if left.any():
+            points = self.vertices[left]
+            middle = (points.min(0) + points.max(0)) / 2
+            return np.array([middle[0], middle[1], points[:, 2].max()], np.float32)
+        points = self.vertices[self.head]
+        height = self.chin + 0.5 * (self.crown - self.chin)
+        return np.array([0.033, height, points[:, 2].max() - 0.02], np.float32)
+
+    def borrow_weights(
+        self,
+        points: Floats,  # [N, 3]
+        reach: float,  # metres over which the body's weights are averaged
+    ) -> Floats:  # [N, 24]
+        """Skinning weights for cloth: a Gaussian average of the body's, around the nearest point."""
+        step = 8 if reach > 0.05 else 4
+        samples, weights = self.vertices[::step], self.weights[::step]
+        squared = (
+            (points**2).sum(1, keepdims=True) + (samples**2).sum(1) - 2 * points @ samples.T
+        )
+        distance = np.sqrt(np.maximum(squared, 0))
+        distance -= distance.min(1, keepdims=True)
+        blended = np.exp(-0.5 * (distance / reach) ** 2).astype(np.float32) @ weights
+        return np.asarray(blended / blended.sum(1, keepdims=True), np.float32)
+
+
+def measure(body: BodyModel, shape: Tensor) -> Figure:  # shape [S]
+    """The figure of a body of that shape."""
+    uv, uv_faces = body.uv, body.uv_faces
+    if uv is None or uv_faces is None:
+        uv, uv_faces = _triangle_atlas(body.faces.shape[0])
+    with torch.no_grad():
+        vertices = body.rest_vertices(shape[None].to(body.template))[0]
+        joints = body.rest_joints(shape[None].to(body.template))[0]
+    return Figure(
+        body.name,
+        vertices.cpu().numpy(),
+        body.faces.cpu().numpy().astype(np.int64),
+        body.skinning_weights.cpu().numpy(),
+        uv.cpu().numpy(),
+        uv_faces.cpu().numpy().astype(np.int64),
+        joints.cpu().numpy(),
+    )
+
+
+def _triangle_atlas(count: int) -> tuple[Tensor, Tensor]:
+    """Texture coordinates for a body without any: two triangles to a square cell of a grid."""
+    side = int(np.ceil(np.sqrt((count + 1) // 2)))
+    face = np.arange(count)
+    cell, second = face // 2, (face % 2).astype(bool)
+    gap = 0.12
+    corners = np.where(
+        second[:, None, None],
+        np.array([[1 - gap, 1 - gap], [2.2 * gap, 1 - gap], [1 - gap, 2.2 * gap]]),
+        np.array([[gap, gap], [1 - 2.2 * gap, gap], [gap, 1 - 2.2 * gap]]),
+    )
+    origin = np.stack([cell % side, cell // side], -1)[:, None]
+    uv = ((corners + origin) / side).reshape(-1, 2).astype(np.float32)
+    return torch.from_numpy(uv), torch.arange(3 * count).view(-1, 3)
+
+
+def smooth_normals(vertices: Floats, faces: Ints) -> Floats:  # [V, 3]
+    """Area-weighted vertex normals."""
+    corner = vertices[faces]
+    normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+    total = np.zeros_like(vertices)
+    for side in range(3):
+        np.add.at(total, faces[:, side], normal)
+    length: Floats = np.linalg.norm(total, axis=1, keepdims=True)
+    return total / np.maximum(length, 1e-12)
+
+
+def shell(
+    figure: Figure,
+    region: Region,
+    thickness: float | Floats,  # metres; a number or one for each of the body's vertices
+    paint: Painter,
+    smoothing: int = 4,
+) -> Part:
+    """Cloth that follows the body: its faces in the region, moved out along the normals.
+
+    Smoothing steps let the cloth bridge hollows; afterwards it is pushed out again wherever it
+    came nearer than half the thickness.
+    """
+    vertices, normals, faces = figure.vertices, figure.normals, figure.faces
+    inside = region(vertices)
+    chosen = (inside[faces].max(1) > -0.02) & ~figure.eyeballs[faces].any(1)
+    used = np.unique(faces[chosen])
+    lookup = np.full(len(vertices), -1)
+    lookup[used] = np.arange(len(used))
+    local = lookup[faces[chosen]]
+    depth = np.broadcast_to(np.asarray(thickness, np.float32), len(vertices))[used][:, None]
+    moved = vertices[used] + normals[used] * depth
+    count = len(used)
+    links = scipy.sparse.coo_matrix(
+        (np.ones(local.size), (local.ravel(), np.roll(local, 1, 1).ravel())), (count, count)
+    ).tocsr()
+    links = ((links + links.T) > 0).astype(np.float32)
+    degree = np.asarray(links.sum(1))
+    for _ in range(smoothing):
+        moved = 0.4 * moved + 0.6 * (links @ moved) / degree
+    gap = ((moved - vertices[used]) * normals[used]).sum(1, keepdims=True)
+    moved = moved + normals[used] * np.maximum(0.6 * depth - gap, 0)
+
+    def cut(surface: Surface) -> Floats:
+        colour = paint(surface)
+        colour[:, 3] *= np.clip(region(surface.points) / 0.003 + 0.5, 0, 1)
+        return colour
+
+    return Part(
+        moved.astype(np.float32),
+        figure.weights[used],
+        local,
+        figure.uv,
+        figure.uv_faces[chosen],
+        cut,
+        cutout=True,
+    )
+
+
+def loft(
+    rings: Floats,  # [R, A, 3]
+    weights: Floats,  # [R * A, 24]
+    paint: Painter,
+    closed: bool = True,  # the last point of a ring joins the first
+    cutout: bool = False,
+) -> Part:
+    """A skin over rings of points; counter-clockwise rings (seen from the last one) face out.
+
+    Texture coordinates: u along the ring, v along the rings.
+    """
+    number, around = rings.shape[:2]
+    steps = around if closed else around - 1
+    row, column = np.meshgrid(np.arange(number - 1), np.arange(steps), indexing="ij")
+
+    def quads(width: int, wrap: bool) -> Ints:
+        right = (column + 1) % width if wrap else column + 1
+        a, b = row * width + column, row * width + right
+        c, d = (row + 1) * width + right, (row + 1) * width + column
+        return np.stack([np.stack([a, b, c], -1), np.stack([a, c, d], -1)], 2).reshape(-1, 3)
+
+    u, v = np.meshgrid(np.linspace(0.01, 0.99, steps + 1), np.linspace(0.01, 0.99, number))
+    uv = np.stack([u.ravel(), v.ravel()], -1).astype(np.float32)
+    return Part(
+        rings.reshape(-1, 3).astype(np.float32),
+        weights,
+        quads(around, closed),
+        uv,
+        quads(steps + 1, False),
+        paint,
+        cutout,
+    )
+
+
+def hull_radius(
+    points: Floats,  # [N, 2]
+    centre: Floats,  # [2]
+    angles: Floats,  # [A] radians, from the first axis towards the second
+) -> Floats:  # [A]
+    """Distance from the centre to the convex hull's edge in each direction."""
+    probes = np.linspace(0, 2 * np.pi, 90, endpoint=False)
+    directions = np.stack([np.cos(probes), np.sin(probes)])
+    support = ((points - centre) @ directions).max(0)  # [90]
+    cosine = np.cos(angles[:, None] - probes[None])
+    distance = np.where(cosine > 0.05, support / np.maximum(cosine, 0.05), np.inf)
+    return distance.min(1).astype(np.float32)
+
+
+def upright_rings(
+    figure: Figure,
+    levels: Floats,  # [R] heights, from top to bottom
+    ease: Floats,  # [R] metres that the cloth stands off the body
+    points: Bools,  # [V] which of the body's vertices are enclosed
+    around: int = 64,
+    drape: bool = True,  # cloth hangs: no ring is narrower than the one above
+) -> Floats:  # [R, A, 3]
+    """Rings around the convex outline of the body at each height."""
+    vertices = figure.vertices[points]
+    angles = np.linspace(0, 2 * np.pi, around, endpoint=False).astype(np.float32)
+    rings = np.zeros((len(levels), around, 3), np.float32)
+    before = np.zeros(around, np.float32)
+    first = vertices[np.abs(vertices[:, 1] - levels[0]) < 0.05]
+    middle = (first.min(0) + first.max(0))[[0, 2]] / 2
+    for index, (level, slack) in enumerate(zip(levels, ease, strict=True)):
+        slab = vertices[np.abs(vertices[:, 1] - level) < 0.03][:, [0, 2]]
+        radius = before
+        if len(slab) > 3:
+            radius = hull_radius(slab, middle, angles) + slack
+        if drape:
+            radius = np.maximum(radius, before)
+        before = radius
+        # +x towards -z: counter-clockwise seen from below, where the last ring is
+        rings[index, :, 0] = middle[0] + radius * np.cos(angles)
+        rings[index, :, 2] = middle[1] + radius * np.sin(angles)
+        rings[index, :, 1] = level
+    return rings
+
+
+def tube(
+    path: Floats,  # [R, 3]
+    radius: Floats,  # [R]
+    weights: Floats,  # [R, 24]
+    paint: Painter,
+    around: int = 12,
+) -> Part:
+    """A round tube along a path."""
+    forward = np.gradient(path, axis=0)
+    forward /= np.linalg.norm(forward, axis=1, keepdims=True)
+    helper = np.where(np.abs(forward[:, :1]) < 0.9, [[1.0, 0, 0]], [[0, 1.0, 0]])
+    side = np.cross(forward, helper)
+    side /= np.linalg.norm(side, axis=1, keepdims=True)
+    other = np.cross(forward, side)
+    angles = np.linspace(0, 2 * np.pi, around, endpoint=False)
+    circle = np.cos(angles)[None, :, None] * side[:, None] + (
+        np.sin(angles)[None, :, None] * other[:, None]
+    )
+    rings = path[:, None] + radius[:, None, None] * circle
+    return loft(rings.astype(np.float32), np.repeat(weights, around, 0), paint)
+
+
+def rigid(count: int, joint: str) -> Floats:  # [count, 24]
+    """Skinning weights of something fixed to one joint."""
+    weights = np.zeros((count, NUM_JOINTS), np.float32)
+    weights[:, JOINT[joint]] = 1
+    return weights
+
+
+def _texels(uv: Floats, uv_faces: Ints, size: int) -> tuple[Ints, Ints, Floats]:
+    """Which texel shows which point: texel index [N], triangle [N], barycentric weights [N, 3]."""
+    prepare("cpu", kernels.__name__)
+    flat = np.concatenate([uv[:, :1] * size, (1 - uv[:, 1:]) * size], 1).astype(np.float32)
+    points = torch.from_numpy(np.concatenate([flat, np.ones_like(flat[:, :1])], 1))[None]
+    records = np.zeros(1, dtype=kernels.View.numpy_dtype())
+    records["focal"] = 1
+    z_buffer = torch.full((1, size, size), -1, dtype=torch.int64)
+    faces = torch.from_numpy(uv_faces.astype(np.int32))
+    wp.launch(
+        kernels.fill_z_buffer,
+        dim=(1, len(uv_faces)),
+        inputs=[
+            wp.from_torch(points.contiguous(), dtype=wp.vec3),
+            wp.from_torch(faces),
+            wp.zeros(len(uv_faces), dtype=wp.int32, device="cpu"),
+            wp.zeros((1, 1, 1), dtype=wp.float32, device="cpu"),
+            wp.zeros((1, 1, 1, 1), dtype=wp.uint8, device="cpu"),
+            wp.zeros(1, dtype=wp.uint8, device="cpu"),
+            wp.array(records, dtype=kernels.View, device="cpu"),
+            size,
+            size,
+        ],
+        outputs=[wp.from_torch(z_buffer, dtype=wp.uint64)],
+        device="cpu",
+    )
+    keys = z_buffer[0].numpy()
+    # source: for each texel, the covered texel that it shows (its own, or a neighbour's)
+    source = np.where(keys == -1, -1, np.arange(size * size).reshape(size, size))
+    for _ in range(_PADDING):
+        grown = source.copy()
+        for axis, shift in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            grown = np.where(grown < 0, np.roll(source, shift, axis), grown)
+        source = grown
+    texel = np.flatnonzero(source.ravel() >= 0)
+    source = source.ravel()[texel]
+    triangle = keys.ravel()[source] & 0xFFFFFFFF
+    source_row, source_column = np.divmod(source, size)
+    corner = flat[uv_faces[triangle]].astype(np.float64)
+    at = np.stack([source_column + 0.5, source_row + 0.5], -1)
+    one, two, here = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0], at - corner[:, 0]
+    area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
+    of_b = (here[:, 0] * two[:, 1] - here[:, 1] * two[:, 0]) / area
+    of_c = (one[:, 0] * here[:, 1] - one[:, 1] * here[:, 0]) / area
+    return texel, triangle, np.stack([1 - of_b - of_c, of_b, of_c], -1).astype(np.float32)
+
+
+def bake(part: Part, size: int = TEXTURE_SIZE) -> npt.NDArray[np.uint8]:  # [size, size, 4]
+    """Paints the part's texture."""
+    edges = part.vertices[part.faces]
+    normal = np.cross(edges[:, 1] - edges[:, 0], edges[:, 2] - edges[:, 0])
+    needed = np.sqrt(0.5 * np.linalg.norm(normal, axis=1).sum()) / _TEXEL
+    repeat = 1
+    while part.uv_faces.max() < 10_000 and size % (2 * repeat) == 0 and size / repeat > 2 * needed:
+        repeat *= 2
+    inner = size // repeat
+    texel, triangle, weights = _texels(part.uv, part.uv_faces, inner)
+    normals = smooth_normals(part.vertices, part.faces)
+    corner = part.faces[triangle]
+    surface = Surface(
+        np.einsum("nk,nkc->nc", weights, part.vertices[corner]),
+        np.einsum("nk,nkc->nc", weights, normals[corner]),
+        np.einsum("nk,nkc->nc", weights, part.uv[part.uv_faces[triangle]]),
+    )
+    colour = np.clip(part.paint(surface), 0, 1)
+    texture = np.zeros((inner * inner, 4), np.uint8)
+    texture[texel] = (colour * 255 + 0.5).astype(np.uint8)
+    texture = texture.reshape(inner, inner, 4)
+    return np.asarray(texture.repeat(repeat, 0).repeat(repeat, 1))
+
+
+def assemble(parts: list[Part], size: int = TEXTURE_SIZE) -> TexturedMesh:
+    """One mesh from all parts, each with its own texture layer."""
+    start = np.cumsum([0] + [len(part.vertices) for part in parts])
+    return TexturedMesh(
+        vertices=torch.from_numpy(np.concatenate([part.vertices for part in parts])),
+        normals=torch.from_numpy(
+            np.concatenate([smooth_normals(part.vertices, part.faces) for part in parts])
+        ),
+        weights=torch.from_numpy(np.concatenate([part.weights for part in parts])),
+        faces=torch.from_numpy(
+            np.concatenate([part.faces + offset for part, offset in zip(parts, start)])
+        ).int(),
+        uv=torch.from_numpy(np.concatenate([part.uv[part.uv_faces] for part in parts])),
+        layers=torch.from_numpy(
+            np.repeat(np.arange(len(parts)), [len(part.faces) for part in parts])
+        ).int(),
+        textures=torch.from_numpy(np.stack([bake(part, size) for part in parts])),
+        cutout=torch.tensor([int(part.cutout) for part in parts], dtype=torch.uint8),
+    )

@@ -1,0 +1,143 @@
+"""A small body made of capsules, for tests that need a body but no file."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from skimage.measure import marching_cubes
+
+from posegen_ray.body.model import BodyModel
+from posegen_ray.body.skeleton import JOINT, JOINT_NAMES
+from posegen_ray.config import CageConfig
+from posegen_ray.subjects.deform import build_cage
+from posegen_ray.subjects.field import body_field
+from posegen_ray.subjects.store import Subject, SubjectManifest
+
+# T-pose joints of the person's left side and midline, metres; the right side is mirrored
+_JOINTS = {
+    "pelvis": (0.0, 0.95, 0.0),
+    "left_hip": (0.09, 0.88, 0.0),
+    "spine1": (0.0, 1.06, 0.0),
+    "left_knee": (0.10, 0.49, 0.0),
+    "spine2": (0.0, 1.18, 0.0),
+    "left_ankle": (0.10, 0.09, -0.01),
+    "spine3": (0.0, 1.27, 0.0),
+    "left_foot": (0.10, 0.04, 0.11),
+    "neck": (0.0, 1.45, 0.0),
+    "left_collar": (0.06, 1.38, 0.0),
+    "head": (0.0, 1.55, 0.01),
+    "left_shoulder": (0.18, 1.38, 0.0),
+    "left_elbow": (0.44, 1.38, 0.0),
+    "left_wrist": (0.69, 1.38, 0.0),
+    "left_hand": (0.77, 1.38, 0.0),
+}
+# capsules: (joint that moves it, from joint, to joint, radius)
+_CAPSULES = (
+    ("pelvis", "left_hip", "right_hip", 0.10),
+    ("spine1", "pelvis", "spine2", 0.12),
+    ("spine3", "spine2", "neck", 0.11),
+    ("spine3", "left_collar", "right_collar", 0.09),
+    ("head", "neck", "head", 0.06),
+    ("head", "head", "head", 0.11),
+    ("left_collar", "left_collar", "left_shoulder", 0.06),
+    ("left_shoulder", "left_shoulder", "left_elbow", 0.05),
+    ("left_elbow", "left_elbow", "left_wrist", 0.04),
+    ("left_wrist", "left_wrist", "left_hand", 0.04),
+    ("left_hip", "left_hip", "left_knee", 0.075),
+    ("left_knee", "left_knee", "left_ankle", 0.055),
+    ("left_ankle", "left_ankle", "left_foot", 0.045),
+)
+_VOXEL = 0.02
+
+
+def _other(name: str) -> str:
+    return name.replace("left_", "right_")
+
+
+@functools.cache
+def capsule_body() -> BodyModel:
+    """A T-posed figure, 1.7 m tall: one closed surface, smooth weights, a shape space of 2.
+
+    Shape 0 scales the whole body by 10 % per unit; shape 1 makes it thicker by 1 cm per unit.
+    """
+    points = dict(_JOINTS)
+    for name, (x, y, z) in _JOINTS.items():
+        points[_other(name)] = (-x if "left_" in name else x, y, z)
+    joints = np.array([points[name] for name in JOINT_NAMES])
+    capsules = list(_CAPSULES)
+    capsules += [tuple(map(_other, c[:3])) + c[3:] for c in _CAPSULES if "left_" in c[0]]
+
+    low, high = np.array([-0.9237, -0.1041, -0.2519]), np.array([0.92, 1.8, 0.3])
+    axes = [np.arange(low[i], high[i], _VOXEL) for i in range(3)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    distance = np.min([_capsule_distance(grid, joints, c) for c in capsules], axis=0)
+    vertices, faces, _, _ = marching_cubes(distance, 0.0, spacing=(_VOXEL,) * 3)
+    vertices = vertices + low
+    corners = vertices[faces]
+    volume = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2]))
+    if volume < 0:
+        faces = faces[:, ::-1]
+
+    nearness = np.zeros((len(vertices), len(JOINT_NAMES)))
+    for capsule in capsules:
+        gap = np.maximum(_capsule_distance(vertices, joints, capsule), 0.0)
+        column = JOINT[capsule[0]]
+        nearness[:, column] = np.maximum(nearness[:, column], np.exp(-gap / 0.015))
+    weights = nearness / nearness.sum(1, keepdims=True)
+
+    corners = vertices[faces]
+    normals = np.zeros_like(vertices)
+    for corner in range(3):
+        np.add.at(
+            normals,
+            faces[:, corner],
+            np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]),
+        )
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return BodyModel(
+        "capsules",
+        torch.from_numpy(vertices.copy()),
+        torch.from_numpy(np.stack([0.1 * vertices, 0.01 * normals], -1)),
+        torch.from_numpy(joints),
+        torch.from_numpy(np.stack([0.1 * joints, np.zeros_like(joints)], -1)),
+        torch.from_numpy(weights),
+        torch.from_numpy(faces.copy()),
+    )
+
+
+def _capsule_distance(
+    points: np.ndarray,  # [..., 3]
+    joints: np.ndarray,  # [24, 3]
+    capsule: tuple[str, str, str, float],
+) -> np.ndarray:  # [...] signed
+    start, end = joints[JOINT[capsule[1]]], joints[JOINT[capsule[2]]]
+    axis = end - start
+    length = max(float(axis @ axis), 1e-12)
+    along = np.clip(((points - start) @ axis) / length, 0.0, 1.0)
+    return np.linalg.norm(points - start - along[..., None] * axis, axis=-1) - capsule[3]
+
+
+@functools.cache
+def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
+    """A subject on the capsule body: smooth colours painted in space instead of fitted to images."""
+    body, shape = capsule_body(), torch.zeros(2)
+    config = CageConfig(vertices=700, shell=0.03, voxel=0.015)
+    field = body_field(body, shape, config)
+    place = field.positions()
+    phase = torch.tensor([0.0, 2.1, 4.2]) + hue
+    waves = torch.sin(6.0 * place[:, :1] + 9.0 * place[:, 1:2] + 15.0 * place[:, 2:] + phase)
+    field.values[:, :3] = 0.5 + 0.4 * waves
+    manifest = SubjectManifest(
+        name=name,
+        body="capsules",
+        shape=(0.0, 0.0),
+        psnr_full=float("nan"),
+        psnr_person=float("nan"),
+        held_out_frames=0,
+        capture_sha256="",
+        licence="CC0",
+        source="painted for tests",
+    )
+    return Subject(manifest, build_cage(body, shape, config), field)

@@ -1,0 +1,32 @@
+"""What all tests share: quiet threads, no cluster authentication, and a small subject."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["RAY_AUTH_MODE"] = "disabled"
+sys.path.insert(0, str(Path(__file__).parent))  # for `import bodies`
+
+import pytest
+import torch
+from bodies import capsule_body, painted_subject
+
+from posegen_ray.body.model import BodyModel
+from posegen_ray.subjects.store import Subject
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def body() -> BodyModel:
+    """The capsule figure."""
+    return capsule_body()
+
+
+@pytest.fixture(scope="session")
+def capsule_subject() -> Subject:
+    """A capsule figure in striped colours, ready to be rendered."""
+    return painted_subject()

@@ -1,0 +1,83 @@
+"""A smooth stand-in for a NeRF and its requests: fast, differentiable, different per subject."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from posegen_ray.body.camera import Camera
+from posegen_ray.errors import SubjectError
+from posegen_ray.records import RenderRequest, RenderResult
+from posegen_ray.runtime.wire import TensorRenderer
+from posegen_ray.seeding import torch_stream
+
+
+def random_request(subjects: tuple[str, ...], size: int = 8, seed: int = 0) -> RenderRequest:
+    stream = torch_stream(seed, "request")
+    count = len(subjects)
+    camera = Camera(
+        torch.randn(count, 3, 3, generator=stream),
+        torch.randn(count, 3, generator=stream),
+        torch.rand(count, generator=stream) + 1,
+        torch.rand(count, 2, generator=stream),
+        size,
+        size,
+    )
+    return RenderRequest(subjects, torch.randn(count, 24, 3, 4, generator=stream), camera)
+
+
+def with_gradients(request: RenderRequest) -> tuple[RenderRequest, list[torch.Tensor]]:
+    """A copy of the request whose tensors are leaves that want gradients, and these leaves."""
+    from posegen_ray.runtime.wire import request_from_tensors, request_tensors
+
+    leaves = [t.clone().requires_grad_() for t in request_tensors(request)]
+    size = (request.camera.height, request.camera.width)
+    return request_from_tensors(request.subjects, leaves, size), leaves
+
+
+class SineRenderer:
+    """Each pixel is a sine of a weighted sum of all inputs; the weights depend on the subject."""
+
+    def __init__(self, folder: Path, pause_s: float = 0.0) -> None:
+        self._folder, self._pause_s = folder, pause_s
+
+    def __call__(self, request: RenderRequest) -> RenderResult:
+        (self._folder / f"working_{time.monotonic_ns()}").touch()  # so that tests see it begin
+        time.sleep(self._pause_s)
+        images = [self._image(request[[i]]) for i in range(len(request))]
+        return RenderResult(torch.cat(images))
+
+    def _image(self, item: RenderRequest) -> torch.Tensor:
+        camera = item.camera
+        stream = torch_stream(0, item.subjects[0])
+        parts = [item.bones, camera.rotation, camera.translation, camera.focal, camera.principal]
+        values = torch.cat([part.reshape(1, -1) for part in parts], 1)
+        pixels = camera.height * camera.width * 4
+        weights = torch.randn(values.shape[1], pixels, generator=stream) / 10
+        return torch.sin(values @ weights).reshape(1, camera.height, camera.width, 4)
+
+
+class SineFactory:
+    """Picklable; what a render server of the tests loads."""
+
+    def __init__(self, folder: Path, pause_s: float = 0.0) -> None:
+        self.folder, self.pause_s = folder, pause_s
+
+    def __call__(self) -> TensorRenderer:
+        torch.set_num_threads(1)
+        return TensorRenderer(SineRenderer(self.folder, self.pause_s))
+
+
+class BrokenFactory:
+    def __call__(self) -> TensorRenderer:
+        raise SubjectError("Subject 'ghost' has no folder.", "Run posegen fit.")
+
+
+def wait_until_working(folder: Path, calls: int, timeout_s: float = 20.0) -> None:
+    """Returns once servers have begun so many calls."""
+    end = time.monotonic() + timeout_s
+    while len(list(folder.glob("working_*"))) < calls:
+        assert time.monotonic() < end, "no server began in time"
+        time.sleep(0.02)

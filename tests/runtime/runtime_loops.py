@@ -1,0 +1,68 @@
+"""Small training loops for the tests of the worker group."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from posegen_ray.context import TrainContext
+from posegen_ray.errors import TrainingError
+from posegen_ray.seeding import torch_stream
+
+
+@dataclass
+class QuadraticLoop:
+    """Fits a vector to random targets; each worker takes its share of a global batch of 4.
+
+    With `die_at`, the last worker kills itself once before that round.
+    """
+
+    rounds: int
+    marker: str = ""
+    die_at: int = -1
+    fail: bool = False
+
+    def run(self, context: TrainContext) -> dict[str, object]:
+        weight = torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.Adam([weight], lr=0.1)
+        first, resumed = 0, context.resume_folder()
+        if resumed is not None:
+            saved = torch.load(resumed / "state.pt", weights_only=True)
+            weight.data.copy_(saved["weight"])
+            optimizer.load_state_dict(saved["optimizer"])
+            first = saved["round"] + 1
+        if self.fail:
+            raise TrainingError("Too many steps were not finite.", "Lower the learning rate.")
+        for number in range(first, self.rounds):
+            self._die_once(context, number)
+            targets = torch.randn(4, 3, generator=torch_stream(0, number))
+            mine = targets[context.rank :: context.world_size]
+            optimizer.zero_grad()
+            (weight - mine).square().mean().backward()
+            context.average_gradients([weight])
+            optimizer.step()
+            loss = float(context.average(weight.detach().square().sum()))
+            with tempfile.TemporaryDirectory() as folder:
+                state = {"weight": weight.data, "optimizer": optimizer.state_dict()}
+                torch.save({**state, "round": number}, Path(folder) / "state.pt")
+                metrics = {"round": float(number), "loss": loss}
+                context.report(metrics, Path(folder) if context.rank == 0 else None)
+        spread = torch.full((2,), float(context.rank))
+        context.broadcast([spread])
+        return {
+            "weight": weight.detach().tolist(),
+            "first": first,
+            "ranks": context.gather(context.rank),
+            "spread": spread.tolist(),
+        }
+
+    def _die_once(self, context: TrainContext, number: int) -> None:
+        last = context.rank == context.world_size - 1
+        if last and number == self.die_at and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,201 @@
+import os
+import pickle
+import signal
+import threading
+import time
+
+import pytest
+import ray
+import torch
+from runtime_fakes import (
+    BrokenFactory,
+    SineFactory,
+    SineRenderer,
+    random_request,
+    wait_until_working,
+    with_gradients,
+)
+
+from posegen_ray.config import RenderServerConfig, RoleResources
+from posegen_ray.errors import RenderError, ResourceError, SubjectError
+from posegen_ray.runtime.render_pool import RenderPool, ServerSpec, start_servers
+
+CONFIG = RenderServerConfig(
+    resources=RoleResources(0.25), max_batch=3, start_timeout_s=60, deadline_s=60
+)
+MIXED = ("ada", "ben", "ada", "ada", "ben", "ada", "ada", "cy")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("servers")
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, folder):
+    groups = (("ada",), ("ben", "cy"))
+    pool = start_servers([ServerSpec(g, SineFactory(folder), CONFIG) for g in groups], "fast")
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def slow_pool(ray_session, folder):
+    """Each call takes half a second."""
+    pool = start_servers([ServerSpec(("ada",), SineFactory(folder, 0.5), CONFIG)], "slow")
+    yield pool
+    pool.close()
+
+
+def local_gradients(folder, request):
+    again, leaves = with_gradients(request)
+    image = SineRenderer(folder)(again).rgba
+    return image, torch.autograd.grad((image * weight_of(image)).sum(), leaves)
+
+
+def served_gradients(pool, request):
+    again, leaves = with_gradients(request)
+    image = pool.render(again).rgba
+    return image, torch.autograd.grad((image * weight_of(image)).sum(), leaves)
+
+
+def weight_of(image):
+    return torch.linspace(-1, 1, image.numel()).reshape(image.shape)
+
+
+def assert_same(found, wanted):
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=0)
+    for one, other in zip(found[1], wanted[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_served_pictures_and_gradients_are_the_local_ones_in_request_order(pool, folder):
+    request = random_request(MIXED)
+    assert_same(served_gradients(pool, request), local_gradients(folder, request))
+
+
+def test_gradients_agree_with_finite_differences(pool):
+    request, leaves = with_gradients(random_request(("ada", "cy"), size=4))
+    pool.render(request).rgba.double().mean().backward()
+    for leaf in leaves:
+        direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(0))
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                leaf += sign * 1e-2 * direction
+                values.append(pool.render(request).rgba.double().mean())
+                leaf -= sign * 1e-2 * direction
+        slope = (values[0] - values[1]) / 2e-2
+        torch.testing.assert_close(
+            (leaf.grad * direction).sum().double(), slope, rtol=2e-3, atol=1e-5
+        )
+
+
+def test_only_wanted_gradients_are_given(pool):
+    request, leaves = with_gradients(random_request(("ada",)))
+    leaves[0].requires_grad_(False)
+    pool.render(request).rgba.sum().backward()
+    assert leaves[0].grad is None
+    assert leaves[1].grad is not None
+
+
+def test_pool_works_from_another_process(pool, folder):
+    @ray.remote(num_cpus=0.1)
+    def render_elsewhere(pool: RenderPool, request):
+        return pool.render(request).rgba
+
+    request = random_request(MIXED)
+    served = ray.get(render_elsewhere.remote(pool, request))
+    torch.testing.assert_close(served, SineRenderer(folder)(request).rgba, rtol=0, atol=0)
+
+
+def test_unknown_subject_is_named(pool):
+    with pytest.raises(RenderError, match="holds subject.* dora.*The pool has ada, ben, cy"):
+        pool.render(random_request(("ada", "dora")))
+
+
+def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folder):
+    config = RenderServerConfig(resources=RoleResources(0.25), replicas=2, max_batch=1)
+    pool = start_servers([ServerSpec(("ada",), SineFactory(folder, 0.02), config)], "two")
+    try:
+        request = random_request(("ada",) * 6)
+        expected = SineRenderer(folder)(request).rgba
+        torch.testing.assert_close(pool.render(request).rgba, expected, rtol=0, atol=0)
+        assert all(server.renders >= 2 for server in pool.health())
+    finally:
+        pool.close()
+
+
+def kill(pool):
+    os.kill(pool.health()[0].process_id, signal.SIGKILL)
+
+
+def test_server_killed_while_idle_is_not_noticed(slow_pool, folder):
+    request = random_request(("ada",))
+    kill(slow_pool)
+    assert_same(served_gradients(slow_pool, request), local_gradients(folder, request))
+
+
+@pytest.mark.parametrize("call", ["render", "vjp"])
+def test_server_killed_at_work_is_not_noticed(slow_pool, folder, call):
+    request = random_request(("ada",) * 4, seed=1)  # two calls
+    before = len(list(folder.glob("working_*")))
+    calls = before + (1 if call == "render" else 3)
+
+    def kill_when_working():
+        wait_until_working(folder, calls)
+        time.sleep(0.1)
+        kill(slow_pool)
+
+    killer = threading.Thread(target=kill_when_working)
+    killer.start()
+    served = served_gradients(slow_pool, request)
+    killer.join()
+    assert len(list(folder.glob("working_*"))) > before + 4, "the killed call was not repeated"
+    assert_same(served, local_gradients(folder, request))
+
+
+def test_server_dead_for_good_is_replaced(ray_session, folder):
+    pool = start_servers([ServerSpec(("ada",), SineFactory(folder), CONFIG)], "mortal")
+    try:
+        request = random_request(("ada",))
+        stale = pickle.loads(ray.cloudpickle.dumps(pool))  # another client
+        first = pool.health()[0].process_id
+        ray.kill(pool._servers[0][0], no_restart=True)
+        expected = SineRenderer(folder)(request).rgba
+        torch.testing.assert_close(pool.render(request).rgba, expected, rtol=0, atol=0)
+        torch.testing.assert_close(stale.render(request).rgba, expected, rtol=0, atol=0)
+        assert pool.health()[0].process_id == stale.health()[0].process_id != first
+    finally:
+        pool.close()
+
+
+def test_health_answers_at_once_during_a_render(slow_pool, folder):
+    before = len(list(folder.glob("working_*")))
+    worker = threading.Thread(target=slow_pool.render, args=(random_request(("ada",)),))
+    worker.start()
+    wait_until_working(folder, before + 1)
+    started = time.monotonic()
+    health = slow_pool.health()[0]
+    took = time.monotonic() - started
+    worker.join()
+    assert health.busy
+    assert took < 0.25
+    assert health.memory_mb > 10
+
+
+def test_silence_ends_in_an_explanation(slow_pool, monkeypatch):
+    monkeypatch.setattr(slow_pool, "_config", RenderServerConfig(deadline_s=0.2))
+    with pytest.raises(RenderError, match=r"of ada answered within 0.2 s .*deadline_s"):
+        slow_pool.render(random_request(("ada",)))
+
+
+def test_broken_subject_says_why(ray_session):
+    with pytest.raises(SubjectError, match="ghost"):
+        start_servers([ServerSpec(("ghost",), BrokenFactory(), CONFIG)], "broken")
+
+
+def test_server_without_a_place_says_so(ray_session, folder):
+    config = RenderServerConfig(resources=RoleResources(64), start_timeout_s=0.5)
+    with pytest.raises(ResourceError, match=r"did not answer.*6 logical CPUs|did not answer"):
+        start_servers([ServerSpec(("ada",), SineFactory(folder), config)], "huge")
