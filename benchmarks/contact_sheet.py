@@ -80,7 +80,7 @@ def draw_clip(
     target[:, 1] = 0.8
     ones = torch.ones(columns)
     camera = orbit(
-        target, (facing + 0.9) * ones, 0.2 * ones, 0 * ones, 5.0 * ones, 2.3 * SIZE * ones,
+        target, (facing + 0.9) * ones, 0.2 * ones, 0 * ones, 5.0 * ones, 2.1 * SIZE * ones,
         torch.full((columns, 2), SIZE / 2), SIZE, SIZE,
     )  # fmt: skip
     rgba = raycast(mesh, posed.bones, camera)

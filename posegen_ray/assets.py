@@ -237,6 +237,21 @@ def status() -> list[AssetStatus]:
     return [AssetStatus(asset, _state(asset), _path(asset)) for asset in REGISTRY.values()]
 
 
+DEFAULT_ASSETS = ("blazepose-full", "mocap-deepmimic")  # what the demo needs
+
+
+def describe() -> str:
+    """All assets as a text table."""
+    rows = [("asset", "state", "MB", "licence", "needed for")]
+    for item in status():
+        asset = item.asset
+        megabytes = f"{asset.size / 1e6:.1f}"
+        rows.append((asset.name, item.state, megabytes, asset.licence, asset.what_for))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join([*map(str.ljust, row[:4], widths), row[4]]) for row in rows]
+    return "\n".join([*lines, f"\ncache: {cache_folder()}"])
+
+
 def _lookup(name: str) -> Asset:
     if name not in REGISTRY:
         raise AssetError(f"There is no asset {name!r}.", f"Known: {', '.join(REGISTRY)}.")

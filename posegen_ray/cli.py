@@ -64,7 +64,7 @@ def assets(arguments: Sequence[str]) -> int:
         return 0
     if action == "fetch":
         for name in names or registry.DEFAULT_ASSETS:
-            print(f"{name}: {registry.fetch(name, progress=_say)}")
+            print(f"{name}: {registry.fetch(name)}")
         return 0
     raise ConfigError(
         f"`posegen assets {' '.join(arguments)}` is not a command.",

@@ -191,7 +191,8 @@ class SubjectsConfig:
     source: str = "wardrobe"
     names: list[str] = field(default_factory=list)  # empty: all of the source's training people
     folder: str = ""  # where subject folders lie; empty: in the cache
-    capture_frames: int = 96  # images per synthetic person
+    capture_poses: int = 20  # motion frames that a synthetic person is filmed in
+    capture_views: int = 4  # cameras a pose
     capture_size: int = 256  # pixels
 
     def __post_init__(self) -> None:
@@ -206,10 +207,10 @@ class SubjectsConfig:
             "For example subject.folder=subjects subject.names=[alice,bob].",
         )
         require(
-            self.capture_frames >= 8 and self.capture_size >= 32,
-            f"subject.capture_frames={self.capture_frames} or "
-            f"subject.capture_size={self.capture_size} is too small.",
-            "Use at least 8 frames of 32 pixels; the defaults are 96 and 256.",
+            self.capture_poses >= 1 and self.capture_views >= 1 and self.capture_size >= 32,
+            f"subject.capture_poses={self.capture_poses}, subject.capture_views="
+            f"{self.capture_views} or subject.capture_size={self.capture_size} is too small.",
+            "The defaults are 20 poses, 4 views and 256 pixels.",
         )
 
 

@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +31,12 @@ from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.compose import dump_config, read_config
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
-from posegen_ray.errors import CheckpointError, ConfigError, PosegenError, ResourceError, SubjectError
+from posegen_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    ResourceError,
+    SubjectError,
+)
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import load_estimator
 from posegen_ray.evaluation.report import write_report
@@ -260,9 +263,7 @@ class TestSet:
 class Run:
     """One run: its phases, each done once and kept in the run folder."""
 
-    def __init__(
-        self, config: RunConfig, folder: Path, backend: Backend, console: Console
-    ) -> None:
+    def __init__(self, config: RunConfig, folder: Path, backend: Backend, console: Console) -> None:
         self.config = config
         self.folder = folder
         self.backend = backend
@@ -441,9 +442,7 @@ class Run:
                 for arm, (weights, answers) in zip(
                     missing, self.backend.run(jobs, "fine-tuning", "step"), strict=True
                 ):
-                    save_checkpoint(
-                        self._kept(arm, seed), {"weights": weights, "answers": answers}
-                    )
+                    save_checkpoint(self._kept(arm, seed), {"weights": weights, "answers": answers})
         return {arm: load_checkpoint(self._kept(arm, seed))["answers"] for arm in wanted}
 
     def answer_again(self, arm: str, seed: int, tests: TestSet) -> Tensor:

@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from posegen_ray import assets
-from posegen_ray.body import load_body
 from posegen_ray.config import RunConfig
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuneProgress, finetune
 from posegen_ray.estimators.registry import load_estimator
 from posegen_ray.local import Shared
-from posegen_ray.records import PoseBatch, RenderRequest, Samples, concatenate_samples
+from posegen_ray.records import RenderRequest, Samples, concatenate_samples
 from posegen_ray.scene import assemble, propose_valid
-from posegen_ray.seeding import derive_seed
+from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import Counts, Drawer, TestShoot, studio_of
 from posegen_ray.subjects.fit import fit_subject
 from posegen_ray.subjects.store import list_subjects, save_subject
@@ -60,12 +59,15 @@ class FitPerson:
 
     def run(self, advance: Advance) -> str:
         studio = studio_of(self.config, ())
+        settings = self.config.subject
+        stream = torch_stream(0, "capture", "poses")
+        rows = torch.randperm(len(studio.source), generator=stream)[: settings.capture_poses]
         capture = capture_person(
             PEOPLE[self.name],
             studio.body,
-            studio.source.poses,
-            self.config.subject.capture_frames,
-            self.config.subject.capture_size,
+            studio.source.poses[rows],
+            settings.capture_views,
+            settings.capture_size,
             derive_seed(0, "capture", self.name),
         )
         steps = _Steps(advance, self.size)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
-from posegen_ray.context import LocalContext, fit_in_process, local_checkpoints
+from posegen_ray.context import LocalContext, local_checkpoints
 from posegen_ray.records import Samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Drawer, Folders, LocalRenderer, RenderSource
@@ -124,7 +124,7 @@ class LocalBackend:
             loop = make_loop(stream, bar.update)
             resume = resume and bool(local_checkpoints(folder)) if folder.exists() else False
             context = LocalContext(folder, resume, training.keep_checkpoints)
-            result = fit_in_process(loop, context)
+            result = loop.run(context)
         finally:
             bar.close()
         assert isinstance(result, TrainingResult)

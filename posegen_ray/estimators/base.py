@@ -79,6 +79,16 @@ class PoseEstimator(nn.Module, ABC):
         self.check_cut(cut)
         return list(self.parameters())
 
+    def set_joint_map(
+        self,
+        matrix: Tensor,  # [12, L]
+    ) -> None:
+        """From now on, makes the limb joints from the estimator's own L landmarks.
+
+        For estimators whose landmarks are not the skeleton's joints; others refuse.
+        """
+        raise ValueError(f"{self.name} answers the skeleton's joints and takes no joint map.")
+
     def check_cut(self, cut: str) -> None:
         """Raises ValueError for a cut that the estimator does not have."""
         if cut not in self.cuts:

@@ -25,7 +25,7 @@ MIRRORED_LANDMARKS = (
     0, 4, 5, 6, 1, 2, 3, 8, 7, 10, 9,
     12, 11, 14, 13, 16, 15, 18, 17, 20, 19, 22, 21, 24, 23, 26, 25, 28, 27, 30, 29, 32, 31,
 )  # fmt: skip
-VARIANTS = ("lite", "full", "heavy")
+_HIPS = (23, 24)
 EARLY, LATE = "early", "late"
 
 # positions in the file's list of outputs
@@ -152,7 +152,7 @@ def fit_joint_map(
     """
     start = obvious_joint_map().double()
     x, y = landmarks.double(), centred(joints.double())
-    x = x - (start @ x)[:, [6, 7]].mean(1, keepdim=True)
+    x = x - x[:, list(_HIPS)].mean(1, keepdim=True)
     flip = x.new_tensor([-1, 1, 1])
     x = torch.cat([x, x[:, list(MIRRORED_LANDMARKS)] * flip])
     y = torch.cat([y, y[:, list(mirrored(LIMB_JOINT_NAMES))] * flip])
@@ -166,6 +166,9 @@ def fit_joint_map(
         gram = torch.einsum("nj,nac,nbc->jab", weight, x, x) / 3
         cross = torch.einsum("nj,nac,njc->ja", weight, x, rest) / 3
         change = torch.linalg.solve(gram + pull, cross)
+    # Adding to the hips' columns changes nothing on hip-centred landmarks; with rows that sum to
+    # one the map means the same on landmarks that are not centred.
+    change[:, list(_HIPS)] -= change.sum(1, keepdim=True) / 2
     fitted: Tensor = (start + change).float()
     return fitted
 
@@ -173,7 +176,7 @@ def fit_joint_map(
 def _unpack(
     flat: Tensor,  # [B, 117] 33 body landmarks and 6 auxiliary ones
 ) -> Tensor:  # [B, 33, 3]
-    return flat[:, : NUM_LANDMARKS * 3].unflatten(1, (NUM_LANDMARKS, 3))
+    return flat[:, : NUM_LANDMARKS * 3].view(-1, NUM_LANDMARKS, 3)
 
 
 def _narrow_cut(graph: TFLiteGraph, rows: int) -> int:

@@ -113,7 +113,7 @@ def run_stage(
             optimizer.step()
             if progress is not None:
                 phase = f"{stage.cut}: training"
-                progress(FineTuneProgress(phase, step + 1, stage.steps, float(loss)))
+                progress(FineTuneProgress(phase, step + 1, stage.steps, loss.item()))
 
 
 def interpolate(
@@ -300,7 +300,7 @@ class FineTuner:
                 self.skipped += 1
                 log.warning("Estimator update %d skipped: gradient norm %s.", self.steps, norm)
         self.steps += 1
-        return float(loss)
+        return loss.item()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all state, as flat tensors."""

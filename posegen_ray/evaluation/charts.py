@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 _WIDTH, _HEIGHT = 340, 190  # SVG user units of a curve chart; about CSS pixels on a phone
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 24
 _MOST_POINTS = 240
+_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ def interval_rows(rows: Sequence[IntervalRow], left: str, right: str) -> str:
     low, high = min(*ends, -0.2 * span) - 0.05 * span, max(*ends, 0.2 * span) + 0.05 * span
 
     def at(value: float) -> float:
-        return min(max(100 * (value - low) / (high - low), 0.0), 100.0)
+        share = 100 * (value - low) / (high - low)
+        return float(min(max(share, 0.0), 100.0))
 
     body = []
     for row in rows:
@@ -179,12 +181,12 @@ def heat_map(
     columns: Sequence[str],
     rows: Sequence[str],
     values: Sequence[Sequence[float | None]],
-    notes: Sequence[Sequence[str]],
+    counts: Sequence[Sequence[int]],
     diverging: bool = False,
 ) -> str:
     """A table whose cells are shaded by value: from the lowest to the highest, or both ways from 0.
 
-    None leaves a cell empty.
+    None leaves a cell empty; cells of fewer than five samples are pale.
     """
     known = [value for line in values for value in line if value is not None]
     if not known:
@@ -200,17 +202,19 @@ def heat_map(
 
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     body = []
-    for name, line, remarks in zip(rows, values, notes, strict=True):
+    for name, line, sizes in zip(rows, values, counts, strict=True):
         cells = []
-        for value, remark in zip(line, remarks, strict=True):
+        for value, size in zip(line, sizes, strict=True):
             if value is None:
                 cells.append('<td class="none" title="no samples">·</td>')
                 continue
             style, percent = shade(value)
-            text = f"{value:+.0f}" if diverging else f"{value:.0f}"
+            if size < _FEW:
+                style, percent = f"{style} few", 0.4 * percent
+            text = f"{value:+.0f}".replace("-", "−") if diverging else f"{value:.0f}"
             cells.append(
                 f'<td class="{style}" style="--heat:{percent:.0f}%">{text}'
-                f"<small>{escape(remark)}</small></td>"
+                f"<small>n {size}</small></td>"
             )
         body.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     return (

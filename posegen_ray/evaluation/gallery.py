@@ -93,11 +93,12 @@ def cluster_cards(samples: Samples, clusters: Sequence[FailureMode]) -> str:
         drawn = draw_skeleton(picture, samples.joints_2d[row] * scale, TRUTH)
         change = mode.after_mm - mode.before_mm
         trend = "better" if change < 0 else "worse"
+        signed = f"{change:+.0f}".replace("-", "−")
         cards.append(
             f'<figure class="card">{embedded(drawn, f"typical pose: {mode.label}")}'
             f"<figcaption><b>{escape(mode.label)}</b><span>{mode.count} samples</span>"
             f"<span>{mode.before_mm:.0f} → {mode.after_mm:.0f} mm "
-            f'<em class="{trend}">{change:+.0f}</em></span></figcaption></figure>'
+            f'<em class="{trend}">{signed}</em></span></figcaption></figure>'
         )
     return f'<div class="cards small">{"".join(cards)}</div>'
 

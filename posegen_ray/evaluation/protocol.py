@@ -247,6 +247,11 @@ def _check_pair(a: Floats, b: Floats, clips: Sequence[str], people: Sequence[str
         )
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError("The errors to compare contain NaN or Inf.", "Evaluate the arms again.")
+    if not a.mean() > 0:
+        raise DataError(
+            "The reference has no error at all: no improvement can be relative to that.",
+            "Check that predictions are not the labels themselves.",
+        )
 
 
 def _metrics_of(part: pd.DataFrame) -> SetMetrics:

@@ -72,7 +72,7 @@ def render_page(inputs: ReportInputs, settings: EvaluationConfig) -> str:
         ("hardest", "Hardest samples", _hardest(inputs, tables, final, settings.hardest)),
         ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings.clusters)),
         ("generated", "Generated samples", _generated(inputs, settings.generated)),
-        ("rejected", "Rejected candidates", _rejected(inputs.rejected)),
+        ("rejected", "Rejected candidates", _rejected(inputs.rejected, summary.samples.rejected)),
         ("run", "The run", _run(summary, inputs.settings)),
     ]
     style = resources.files("posegen_ray.evaluation").joinpath("report.css").read_text("utf-8")
@@ -102,7 +102,7 @@ def _header(inputs: ReportInputs, summary: Summary) -> str:
     facts = {
         "Estimator": summary.estimator,
         "Seeds": ", ".join(map(str, summary.seeds)),
-        "Training images, each arm": f"{summary.samples.train:,}",
+        "Images per arm": f"{summary.samples.train:,}",
         "Test images": f"{summary.samples.test:,}",
         "Rendering": f"{speed:,.0f} images/s" if speed else "not measured",
         "Written": date.today().isoformat(),
@@ -220,7 +220,7 @@ def _viewpoints(atlas: Atlas, final: str) -> str:
     used = [i for i, line in enumerate(atlas.viewpoints) if any(mode.count for mode in line)][::-1]
     lines: list[Sequence[FailureMode]] = [atlas.viewpoints[i] for i in used]
     names = [ELEVATION_LABELS[i] for i in used]
-    notes = [[f"n {mode.count}" for mode in line] for line in lines]
+    counts = [[mode.count for mode in line] for line in lines]
     level = [[mode.before_mm for mode in line] for line in lines]
     change = [
         [
@@ -232,11 +232,11 @@ def _viewpoints(atlas: Atlas, final: str) -> str:
     corner = "Seen from"
     return (
         "<h3>By viewpoint</h3><p>The camera's place around the person (their own left and "
-        "right) and its height. Small n: read with care.</p>"
+        "right) and its height. Pale: fewer than five samples.</p>"
         "<h4>Baseline, MPJPE in mm</h4>"
-        f"{charts.heat_map(corner, AZIMUTH_LABELS, names, level, notes)}"
+        f"{charts.heat_map(corner, AZIMUTH_LABELS, names, level, counts)}"
         f"<h4>Change with {ARM_LABELS[final]}, mm (negative: better)</h4>"
-        f"{charts.heat_map(corner, AZIMUTH_LABELS, names, change, notes, diverging=True)}"
+        f"{charts.heat_map(corner, AZIMUTH_LABELS, names, change, counts, diverging=True)}"
     )
 
 
@@ -249,8 +249,7 @@ def _generated(inputs: ReportInputs, count: int) -> str:
     )
 
 
-def _rejected(rejected: Mapping[str, int]) -> str:
-    total = sum(rejected.values())
+def _rejected(rejected: Mapping[str, int], total: int) -> str:
     if not total:
         return _nothing("No candidate was rejected.")
     ordered = sorted(rejected.items(), key=lambda item: -item[1])
@@ -259,8 +258,9 @@ def _rejected(rejected: Mapping[str, int]) -> str:
         for reason, count in ordered
     ]
     return (
-        f"<p>{total:,} candidates were turned down before training; reasons, counted by the first "
-        f"check that failed.</p>{charts.bars(rows)}"
+        f"<p>{total:,} candidates were turned down before training. Share that failed each check; "
+        "one candidate may fail several.</p>"
+        f"{charts.bars(rows)}"
     )
 
 

@@ -122,7 +122,8 @@ def _results_of_set(summary: Summary, name: str) -> str:
         rows.append(f'<tr><th scope="row">{_arm(arm)}</th>{"".join(cells)}</tr>')
     return (
         f'<tbody><tr class="group"><th colspan="{len(_METRICS) + 1}" scope="rowgroup">'
-        f"<span>{SET_LABELS[name]} <small>{_SET_NOTES[name]}</small></span></th></tr>{''.join(rows)}</tbody>"
+        f"<span>{SET_LABELS[name]} <small>{_SET_NOTES[name]}</small></span></th></tr>"
+        f"{''.join(rows)}</tbody>"
     )
 
 
@@ -144,7 +145,8 @@ def _differences(summary: Summary) -> str:
         )
         body += f'<tr><th scope="row">{label}</th>{cells}</tr>'
     return (
-        '<h3>Paired differences on OOD</h3><div class="scroll"><table class="differences"><thead><tr><th></th>'
+        '<h3>Paired differences on OOD</h3><div class="scroll"><table class="differences">'
+        "<thead><tr><th></th>"
         '<th scope="col">MPJPE <small>95 % interval</small></th>'
         '<th scope="col">PA-MPJPE <small>95 % interval</small></th></tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

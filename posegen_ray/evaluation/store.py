@@ -71,6 +71,8 @@ class ReportInputs:
     versions: Mapping[str, str]
     render: RenderSpeed = RenderSpeed(None, None)
     rejected: Mapping[str, int] = field(default_factory=dict)  # reason -> candidates turned down
+    # candidates turned down in all; None: the sum over reasons (right only if they do not overlap)
+    rejected_total: int | None = None
     # one row per step: column "step", optional "arm" and "seed", and any numeric columns (a chart
     # each); NaN where a column has no value at that step
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -104,7 +106,10 @@ class ReportInputs:
 
     @property
     def counts(self) -> SampleCounts:
-        return SampleCounts(self.train_images, sum(self.rejected.values()), len(self.samples))
+        rejected = self.rejected_total
+        if rejected is None:
+            rejected = sum(self.rejected.values())
+        return SampleCounts(self.train_images, rejected, len(self.samples))
 
 
 def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
@@ -142,6 +147,7 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "crop": [camera.height, camera.width],
         "train_images": inputs.train_images,
         "rejected": dict(inputs.rejected),
+        "rejected_total": inputs.rejected_total,
         "timing_s": dict(inputs.timing_s),
         "render": asdict(inputs.render),
         "versions": dict(inputs.versions),
@@ -217,6 +223,7 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
         versions=names["versions"],
         render=RenderSpeed(**names["render"]),
         rejected=names["rejected"],
+        rejected_total=names["rejected_total"],
         # a missing value was written as null; a column of numbers gets its NaN back
         history=pd.DataFrame(names["history"]).infer_objects(),
         generated=(

@@ -151,6 +151,7 @@ class PoseBank:
 
     poses: PoseBatch  # [N]
     clip: Tensor  # [N] long, row of `names`
+    frame: Tensor  # [N] long, number in the clip's whole recording
     names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -170,8 +171,14 @@ class PoseBank:
                 torch.cat([clip.poses.translation for clip in clips]),
             ),
             torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(lengths)),
+            torch.cat([clip.start + torch.arange(len(clip.poses)) for clip in clips]),
             tuple(clip.name for clip in clips),
         )
+
+    def frame_names(self, rows: Tensor) -> tuple[str, ...]:
+        """Where poses come from: "clip:frame"."""
+        clips, frames = self.clip[rows].tolist(), self.frame[rows].tolist()
+        return tuple(f"{self.names[c]}:{f}" for c, f in zip(clips, frames, strict=True))
 
     def draw(
         self,
@@ -216,8 +223,7 @@ class RealPoseSampler:
         unit = torch.rand(count, CAMERA_CHANNELS, generator=rng)
         view = view_from_unit(unit, self.camera, facing(poses.rotations))
         subjects = torch.randint(self.num_subjects, (count,), generator=rng)
-        names = tuple(self.bank.names[i] for i in self.bank.clip[rows].tolist())
-        return Proposal(poses, view, subjects), names
+        return Proposal(poses, view, subjects), self.bank.frame_names(rows)
 
     def change(self, poses: PoseBatch, rng: torch.Generator) -> PoseBatch:
         """What is done to the real poses; here nothing."""

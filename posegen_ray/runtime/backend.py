@@ -70,9 +70,7 @@ class RayBackend:
 
     def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
         share = self._config.runtime.task_resources
-        task = _run_job.options(
-            num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=3
-        )
+        task = _run_job.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=3)
         with self._bar(label, sum(job.size for job in jobs), unit) as advance:
             waiting = [task.remote(job, advance) for job in jobs]
             try:
@@ -142,9 +140,7 @@ class RayStream:
         stream: StreamConfig = self.config.runtime.stream
         batches = [
             DrawBatch(number, tuple(seeds))
-            for number, seeds in stream_plan(
-                self.config, self.seed, first_round, rank, world_size
-            )
+            for number, seeds in stream_plan(self.config, self.seed, first_round, rank, world_size)
         ]
         return sample_stream(batches, self.drawer, self.store, stream)
 

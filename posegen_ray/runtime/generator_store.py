@@ -87,9 +87,13 @@ class GeneratorStore:
     Args:
         folder: where versions are written too, so that the store survives its process.
         keep: how many of the newest versions stay readable.
+        clear: forget what an earlier run left in the folder (a fresh start, not a resumed one).
     """
 
-    def __init__(self, folder: Path, keep: int = 4) -> None:
+    def __init__(self, folder: Path, keep: int = 4, clear: bool = False) -> None:
+        if clear:  # here, not in the actor: its restarts must not forget
+            for file in Path(folder).glob("generator_*.safetensors"):
+                file.unlink()
         self._actor = _Versions.remote(str(Path(folder).absolute()), keep)
 
     def publish(self, version: int, state: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ The answer depends on the request alone, however the work was divided and whoeve
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +191,7 @@ def start_pool(
         config: the runtime.render section.
         folders: subject -> its folder, as `posegen fit` left it.
         renderer: how to render.
-        name: of the pool, unique in the cluster.
+        name: begins the servers' names in the cluster.
         threads: numeric threads in a server.
 
     Raises:
@@ -211,7 +212,7 @@ def start_pool(
 
 def start_servers(specs: Sequence[ServerSpec], name: str) -> RenderPool:
     """Starts servers of any kind (see `start_pool`) and waits until all have loaded."""
-    pool = RenderPool(specs, name)
+    pool = RenderPool(specs, f"{name}-{uuid.uuid4().hex[:8]}")  # never an earlier pool's servers
     timeout_s = specs[0].config.start_timeout_s
     try:
         pool.health(timeout_s)

@@ -6,7 +6,9 @@ own seeds, and arrives in order: the same plan gives the same samples however th
 
 from __future__ import annotations
 
+import logging
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +24,7 @@ from posegen_ray.runtime.columns import Columns, from_columns, to_columns
 from posegen_ray.runtime.generator_store import GeneratorStore
 from posegen_ray.seeding import derive_seed
 
+_PATIENCE = 20  # seconds
 _ERROR = "error"  # a column that holds a pickled PosegenError instead of samples
 
 # Draws one sample per seed, with the generator's weights; a pure function of both. Picklable; one
@@ -83,6 +86,7 @@ def sample_stream(
     if not batches:
         return
     _check_resources(config)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -129,12 +133,20 @@ class _Drawer:
 
 
 def _check_resources(config: StreamConfig) -> None:
-    free = ray.available_resources()
-    cpus, gpus = (getattr(config.resources, n) * config.actors for n in ("num_cpus", "num_gpus"))
-    if free.get("CPU", 0.0) + 1e-6 < cpus or free.get("GPU", 0.0) + 1e-6 < gpus:
-        raise ResourceError(
-            f"The sample stream needs {cpus:g} logical CPUs and {gpus:g} GPUs; "
-            f"{free.get('CPU', 0.0):g} and {free.get('GPU', 0.0):g} are free.",
-            "Raise runtime.num_cpus, or lower runtime.stream.resources, runtime.stream.actors or "
-            "another role's share.",
-        )
+    """Waits a little: the stream of a worker that was killed gives its share back late."""
+    share = config.resources
+    cpus, gpus = share.num_cpus * config.actors, share.num_gpus * config.actors
+    for _ in range(_PATIENCE):
+        free = ray.available_resources()
+        if free.get("CPU", 0.0) + 1e-6 >= cpus and free.get("GPU", 0.0) + 1e-6 >= gpus:
+            return
+        total = ray.cluster_resources()
+        if total.get("CPU", 0.0) < cpus or total.get("GPU", 0.0) < gpus:
+            break
+        time.sleep(1.0)
+    raise ResourceError(
+        f"The sample stream needs {cpus:g} logical CPUs and {gpus:g} GPUs; "
+        f"{free.get('CPU', 0.0):g} and {free.get('GPU', 0.0):g} are free.",
+        "Raise runtime.num_cpus, or lower runtime.stream.resources, runtime.stream.actors or "
+        "another role's share.",
+    )

@@ -57,6 +57,8 @@ class RayContext:
         folder = checkpoint_folder
         saved = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report(dict(metrics), checkpoint=saved)
+        # The controller learns of it later; a worker that dies before would lose the round.
+        ray.train.get_all_reported_checkpoints()
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         if self.world_size == 1:

@@ -177,7 +177,8 @@ def _colour(stream: np.random.Generator) -> Tensor:  # [3, 1, 1], mostly muted
 
 def _clouds(split: str, size: int, stream: np.random.Generator) -> Tensor:
     amount = float(stream.uniform(0.05, 0.3))
-    return (_colour(stream) + amount * _noise(size, stream, 3)).clamp(0, 1)
+    grey, tint = _noise(size, stream, 1), _noise(size, stream, 3, 3)
+    return (_colour(stream) + amount * (grey + 0.35 * tint)).clamp(0, 1)
 
 
 def _rectangles(split: str, size: int, stream: np.random.Generator) -> Tensor:
@@ -257,6 +258,5 @@ def _floor(split: str, u: Tensor, v: Tensor, stream: np.random.Generator) -> Ten
         return first + shade - 0.15 * gap
     if kind == 2:  # a photographed surface
         picture = _photograph(str(stream.choice(_MATERIALS[split])))
-        tinted = 0.4 * first + 0.6 * _sample(picture, torch.stack([u, v], -1) * 0.5)
-        return tinted
+        return 0.4 * first + 0.6 * _sample(picture, torch.stack([u, v], -1) * 0.5)
     return first + 0.08 * (_noise(u.shape[0], stream, 1) + ((u * 3).sin() * (v * 3).sin()))

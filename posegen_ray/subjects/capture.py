@@ -272,7 +272,8 @@ def _read_png(
         ) from error
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
         raise DataError(
-            f"{path} (frame {frame}) cannot be read ({error}).", "It may be truncated; copy it again."
+            f"{path} (frame {frame}) cannot be read ({error}).",
+            "It may be truncated; copy it again.",
         ) from error
     if pixels.shape[:2] != (height, width):
         raise DataError(

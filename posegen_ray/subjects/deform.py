@@ -22,7 +22,7 @@ from posegen_ray.body.model import BodyModel
 from posegen_ray.config import CageConfig
 
 # two body parts move against each other when their skinning weights overlap less than this
-_SAME_PART = 0.5
+_SAME_PART = 0.25
 # a cage vertex goes at most this fraction of the way to a part that moves against its own
 _SHARE_OF_GAP = 0.45
 
@@ -167,5 +167,5 @@ def _dilation(
         unlike = (np.minimum(body_weights[near], weights[index]).sum(1) < _SAME_PART) & (along > 0)
         if unlike.any():
             radius = (away[unlike] ** 2).sum(1) / (2 * along[unlike])
-            allowed[index] = min(shell, max(2 * _SHARE_OF_GAP * radius.min(), 0.1 * shell))
+            allowed[index] = min(shell, max(2 * _SHARE_OF_GAP * radius.min(), 0.3 * shell))
     return allowed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.body.model import BodyModel
-from posegen_ray.config import CageConfig, FitConfig, RendererConfig
+from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.errors import DataError
 from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects.capture import Capture
@@ -29,8 +29,13 @@ from posegen_ray.subjects.store import Subject, SubjectManifest
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-_OCCUPIED = -4.0  # density logit above which a vertex counts as part of the person
-_CAGE_MARGIN = 0.012  # metres that the shrunk cage keeps from what it holds
+_CARVING_FRAMES = 40  # pictures whose masks vote on the first densities
+_MAJORITY = 0.85  # share of votes above which a place starts as part of the person
+_MINORITY = 0.6  # share of votes below which it cannot become part of it
+_CERTAINTY = 20.0  # density logit per unit of share
+_SHOWN = 0.005  # rays per picture that a vertex must colour to stay
+_SOLID = 2.0  # density logit above which it stays anyway
+_CAGE_MARGIN = 0.01  # metres that the shrunk cage keeps from what it holds
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
 
@@ -44,6 +49,11 @@ class _Frame:
     origins: Tensor  # [1, 3]
     directions: Tensor  # [N, 3]
     target: Tensor  # [N, 4] premultiplied
+
+    @property
+    def geometry(self) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:
+        """What the renderer wants to know."""
+        return self.rays, self.points, self.inverse, self.origins, self.directions
 
 
 def fit_subject(
@@ -67,7 +77,8 @@ def fit_subject(
     training = (~capture.held_out).nonzero()[:, 0].tolist()
     bones = _bones(capture, body)
     cage = build_cage(body, capture.shape, config.cage)
-    field = body_field(body, capture.shape, config.cage)
+    start = body_field(body, capture.shape, config.cage)
+    cage, field = carve(capture, bones, cage, start, training, device)
     prune_step = round(config.prune_at * config.steps)
     order = numpy_stream(seed, "fit", "order")
     backgrounds = torch_stream(seed, "fit", "background", device=torch.device(device).type)
@@ -76,7 +87,7 @@ def fit_subject(
     queue: list[int] = []
     for step in range(config.steps):
         if step == prune_step:
-            cage, field = prune(cage, optimiser.field(), config.cage)
+            cage, field = prune(cage, optimiser.field(), _seen(optimiser.model, frames))
             optimiser = _FieldOptimiser(cage, field, config, device, step)
             frames = [_frame(optimiser.model, capture, bones, i) for i in training]
         if not queue:
@@ -84,7 +95,7 @@ def fit_subject(
         optimiser.step(frames[queue.pop()], backgrounds)
         if progress is not None:
             progress(step + 1, config.steps)
-    cage, field = prune(cage, optimiser.field(), config.cage)
+    cage, field = prune(cage, optimiser.field(), _seen(optimiser.model, frames))
     psnr_full, psnr_person = measure_psnr(capture, body, cage, field, device)
     manifest = SubjectManifest(
         name=capture.name,
@@ -130,31 +141,78 @@ def on_white(
     return rgba[..., :3] + 1 - rgba[..., 3:]
 
 
-def prune(cage: Cage, field: Field, config: CageConfig) -> tuple[Cage, Field]:
-    """Drops the cells that hold nothing and draws the cage in to what is left.
+def carve(
+    capture: Capture,
+    bones: Tensor,  # [B, 24, 3, 4]
+    cage: Cage,
+    field: Field,
+    training: list[int],
+    device: torch.device | str = "cpu",
+) -> tuple[Cage, Field]:
+    """Starts the densities from the masks: what most rays through a place call person is person.
+
+    The rays pass an almost transparent field, so that every place gets its votes; a place inside the
+    body needs none. Cells without a chance go, and the cage shrinks to the rest.
+    """
+    faint = field.values.clone()
+    faint[:, 3] = -LOGIT_LIMIT
+    coarse = RendererConfig(step=field.voxel, early_stop=0.0)
+    model = FusedModel(cage, replace(field, values=faint), coarse, device)
+    votes = torch.zeros_like(model.field.values)
+    for index in training[:: max(1, len(training) // _CARVING_FRAMES)]:
+        frame = _frame(model, capture, bones, index)
+        mask = frame.target[:, 3:]
+        # gradients of the colours are sums of weights: red counts for the person, green against
+        counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
+        model.pull_back(*frame.geometry, torch.zeros_like(counted), counted, votes)
+    yes, no = votes[:, 0].cpu(), votes[:, 1].cpu()
+    share = yes / (yes + no).clamp_min(1e-12)
+    body_logit = field.values[:, 3]
+    voted = ((share - _MAJORITY) * _CERTAINTY).clamp(-6.0, 2.0)
+    values = field.values.clone()
+    values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
+    return prune(cage, replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
+
+
+def prune(
+    cage: Cage,
+    field: Field,
+    occupied: Tensor,  # [M] bool
+) -> tuple[Cage, Field]:
+    """Drops the cells far from what is occupied and draws the cage in to the rest.
 
     A cell stays if a vertex of it, or of a neighbouring cell, is occupied. Each cage vertex stands
     off the body by what the occupied vertices nearest to it need, plus a margin.
     """
-    occupied = torch.zeros(field.index.shape, dtype=torch.bool)
-    stored = field.index != -1
-    occupied[stored] = field.values[:, 3].cpu() > _OCCUPIED
-    near = torch.nn.functional.max_pool3d(occupied[None, None].float(), 5, 1, 2)[0, 0] > 0
+    grid = torch.zeros(field.index.shape, dtype=torch.bool)
+    grid[field.index != -1] = occupied
+    near = torch.nn.functional.max_pool3d(grid[None, None].float(), 3, 1, 1)[0, 0] > 0
     kept = field.restricted(field.active & near)
 
     surface, normals = cage.surface.numpy(), cage.normals.numpy()
-    places = field.positions()[field.values[:, 3] > _OCCUPIED].numpy()
+    places = field.positions()[occupied].numpy()
     _, nearest = cKDTree(surface).query(places, k=3)
-    need = np.full(len(surface), -np.inf)
+    need = np.zeros(len(surface))
     for column in nearest.T:
         along = ((places - surface[column]) * normals[column]).sum(-1)
         np.maximum.at(need, column, along)
-    need = np.maximum(need, 0.0) + _CAGE_MARGIN
     faces = cage.faces.numpy()
     spread = need.copy()
     np.maximum.at(spread, faces, need[faces].max(1, keepdims=True))
-    dilation = torch.minimum(torch.from_numpy(spread).float(), cage.dilation)
-    return cage.shrunk(dilation), kept
+    dilation = torch.from_numpy(spread + _CAGE_MARGIN).float()
+    return cage.shrunk(torch.minimum(dilation, cage.dilation)), kept
+
+
+def _seen(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M] bool
+    """Which field vertices show in the training pictures, or lie inside the person."""
+    weight = torch.zeros_like(model.field.values)
+    for frame in frames:
+        rgba = model.march(*frame.geometry)
+        count = torch.zeros_like(rgba)
+        count[:, 0] = 1.0
+        model.pull_back(*frame.geometry, rgba, count, weight)
+    shown = weight[:, 0] > _SHOWN * len(frames)
+    return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
 
 
 class _FieldOptimiser:
@@ -184,13 +242,12 @@ class _FieldOptimiser:
 
     def step(self, frame: _Frame, backgrounds: torch.Generator) -> None:
         model, kernels = self.model, self.model.kernels
-        geometry = (frame.rays, frame.points, frame.inverse, frame.origins, frame.directions)
-        rgba = model.march(*geometry)
+        rgba = model.march(*frame.geometry)
         behind = torch.rand(len(rgba), 3, generator=backgrounds, device=rgba.device)
         difference = rgba - frame.target
         residual = difference[:, :3] - difference[:, 3:] * behind
         grad_rgba = torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
-        model.pull_back(*geometry, rgba, grad_rgba, self._grad)
+        model.pull_back(*frame.geometry, rgba, grad_rgba, self._grad)
         values = wp.from_torch(model.field.values, dtype=wp.vec4)
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
         smoothness = self._config.smoothness

@@ -70,7 +70,7 @@ def top_region(figure: Figure, sleeve: float, hem: float, neck: str, opening: fl
         elif neck == "high":
             line = line + 0.035
         near = np.abs(x) < figure.along_arm(-0.15)
-        inside = np.where(near, np.minimum(inside, line - y), inside)
+        inside = np.minimum(inside, np.where(near, line, figure.chin - 0.03) - y)
         if opening:
             wide = opening * (0.6 + 0.8 * (collar[1] - y))
             inside = np.where(z > 0, np.minimum(inside, np.abs(x) - wide), inside)
@@ -113,7 +113,8 @@ def top(
             weights = figure.borrow_weights(rings.reshape(-1, 3), 0.05)
             parts.append(loft(rings, weights, _cut(painter, region), cutout=True))
         parts.append(shell(figure, shell_region, thickness, painter, smoothing=5))
-        rib = trim or tuple(0.7 * c for c in cloth.colour)
+        red, green, blue = cloth.colour
+        rib = trim or (0.7 * red, 0.7 * green, 0.7 * blue)
         if collar:
             parts.append(_collar(figure, painter, thickness, opening))
         if hood:
@@ -132,9 +133,10 @@ def _hang(rings: Floats, amount: float) -> Floats:
         radius = np.linalg.norm(here[:, [0, 2]], axis=1)
         before = np.linalg.norm(above[:, [0, 2]], axis=1)
         wanted = np.maximum(radius, amount * before + (1 - amount) * radius)
-        rings[index][:, [0, 2]] = middle[index][:, [0, 2]] + here[:, [0, 2]] * (
-            wanted / np.maximum(radius, 1e-6)
-        )[:, None]
+        rings[index][:, [0, 2]] = (
+            middle[index][:, [0, 2]]
+            + here[:, [0, 2]] * (wanted / np.maximum(radius, 1e-6))[:, None]
+        )
     return rings
 
 
@@ -165,16 +167,14 @@ def _collar(figure: Figure, paint: Painter, thickness: float, opening: float) ->
     centre = figure.joint("neck")
     angles = np.linspace(0.28 + 2 * opening, 2 * np.pi - 0.28 - 2 * opening, 40) + np.pi / 2
     near = figure.vertices[
-        (np.abs(figure.vertices[:, 1] - centre[1] - 0.01) < 0.02)
-        & (np.abs(figure.vertices[:, 0]) < 0.09)
+        (np.abs(figure.vertices[:, 1] - centre[1] - 0.015) < 0.02)
+        & (np.abs(figure.vertices[:, 0]) < 0.07)
     ]
     radius = hull_radius(near[:, [0, 2]], centre[[0, 2]], angles.astype(np.float32))
     rings = []
-    for height, extra in ((0.028, 0.004), (0.034, 0.011), (0.012, 0.024), (-0.014, 0.036)):
+    for height, extra in ((0.028, 0.002), (0.033, 0.008), (0.014, 0.017), (-0.01, 0.027)):
         reach = radius + thickness * 0.4 + extra
-        ring = np.stack(
-            [reach * np.cos(angles), np.zeros(len(angles)), reach * np.sin(angles)], -1
-        )
+        ring = np.stack([reach * np.cos(angles), np.zeros(len(angles)), reach * np.sin(angles)], -1)
         ring[:, 1] = centre[1] + height - 0.45 * ring[:, 2] - 0.015
         ring[:, [0, 2]] += centre[[0, 2]]
         rings.append(ring)
@@ -269,7 +269,7 @@ def skirt(
         angles = np.linspace(0, 2 * np.pi, 96, endpoint=False)
         wave = 1 + (0.05 * progress)[:, None] * np.cos(pleats * angles)[None]
         rings = middle + (rings - middle) * np.where([True, False, True], wave[..., None], 1)
-        weights = figure.borrow_weights(rings.reshape(-1, 3).astype(np.float32), 0.07)
+        weights = figure.borrow_weights(rings.reshape(-1, 3).astype(np.float32), 0.035)
         base = tailored(fabric(figure, cloth, seed), figure, cloth, details)
 
         def painter(surface: Surface) -> Floats:
@@ -280,7 +280,13 @@ def skirt(
             colour[:, :3] *= np.where(border, 0.75, 1)[:, None]
             return colour
 
-        return Wearing((loft(rings.astype(np.float32), weights, painter),))
+        # thighs that the cloth surrounds would come through it in a long stride
+        hidden = min(hem + 0.12, figure.crotch)
+
+        def region(points: Floats) -> Floats:
+            return np.minimum(start - points[:, 1], points[:, 1] - hidden)
+
+        return Wearing((loft(rings.astype(np.float32), weights, painter),), region)
 
     return make
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from posegen_ray.subjects.paint import Cloth, Colour, Noise, fabric, hair, plain
 from posegen_ray.subjects.garments import Garment, Wearing
+from posegen_ray.subjects.paint import Cloth, Colour, Noise, fabric, hair, plain
 from posegen_ray.subjects.tailoring import (
     Figure,
     Floats,
@@ -19,7 +19,7 @@ from posegen_ray.subjects.tailoring import (
     tube,
 )
 
-_STRAIGHT = (0.004, 0.06, 0.004)
+_STRAIGHT = (0.004, 0.07, 1.0)
 _CURLY = (0.008, 0.008, 0.008)
 
 
@@ -37,7 +37,7 @@ def _hairline(figure: Figure, seed: int, forehead: float, nape: float, ragged: f
             [-1, -0.45, -0.25, 0.05, 0.42, 0.62, 1.0],
             [nape, nape, -0.1, 0.05, 0.15, forehead, forehead + 0.02],
         )
-        inside = (d[:, 1] - height) * axes[1] + ragged * noise(points, 0.012)
+        inside = (d[:, 1] - height) * axes[1] + ragged * noise(points, 0.005)
         ear = (np.abs(points[:, 0]) > 1.03 * axes[0]) & (d[:, 1] < 0.22) & (front > -0.5)
         return np.where(ear, -0.03, inside).astype(np.float32)
 
@@ -52,7 +52,7 @@ def _scalp(
     forehead: float = 0.6,
     nape: float = -0.6,
     curl: bool = False,
-    ragged: float = 0.004,
+    ragged: float = 0.0022,
 ) -> Part:
     region = _hairline(figure, seed, forehead, nape, ragged)
     depth = region(figure.vertices)
@@ -60,7 +60,7 @@ def _scalp(
     rise = np.clip(depth / 0.04, 0, 1) ** 0.7
     thickness = 0.004 + volume * rise * (1 + (0.22 if curl else 0.12) * noise)
     thickness *= (figure.weights[:, 15] > 0.3) | (depth > 0)
-    paint = hair(colour, seed, _CURLY if curl else _STRAIGHT)
+    paint = hair(figure, colour, seed, _CURLY if curl else _STRAIGHT)
     return shell(figure, region, thickness.astype(np.float32), paint, smoothing=2)
 
 
@@ -103,7 +103,7 @@ def _curtain(figure: Figure, colour: Colour, seed: int, length: float, volume: f
     extent = np.interp(
         levels,
         [figure.chin - 0.2, figure.chin - 0.06, centre[1], start],
-        [0.9, 1.35, 1.95, 2.1],
+        [0.9, 1.35, 1.9, 0.9],
     )
     near = figure.vertices[np.abs(figure.vertices[:, 0]) < 0.13]
     rings = np.zeros((rows, around, 3), np.float32)
@@ -116,7 +116,8 @@ def _curtain(figure: Figure, colour: Colour, seed: int, length: float, volume: f
         edge = 1 - 0.05 * np.abs(np.linspace(-1, 1, around)) ** 4
         before = np.maximum(radius + 0.6 * volume * edge, 0.985 * before).astype(np.float32)
         if level > figure.chin:
-            before = (radius + 0.7 * volume) * edge
+            buried = 0.02 * max(level - centre[1], 0) / (0.55 * axes[1])  # under the scalp's hair
+            before = (radius + 0.7 * volume - buried) * edge
         wave = 0.004 * np.sin(9 * angles + 40 * level)
         rings[row] = np.stack(
             [
@@ -126,7 +127,7 @@ def _curtain(figure: Figure, colour: Colour, seed: int, length: float, volume: f
             ],
             -1,
         )
-    base, noise = hair(colour, seed, _STRAIGHT), Noise(seed, "tips")
+    base, noise = hair(figure, colour, seed, _STRAIGHT), Noise(seed, "tips")
 
     def paint(surface: Surface) -> Floats:
         rgba = base(surface)
@@ -152,7 +153,7 @@ def bun(colour: Colour, volume: float = 0.014, radius: float = 0.045) -> Garment
         steps = np.linspace(0, 1, 12)[:, None]
         path = start + steps * np.array([0, 0.35, -1.0]) * (1.9 * radius)
         profile = radius * np.sqrt(np.clip(1 - (2 * steps[:, 0] - 1) ** 2, 0.001, 1))
-        knot = tube(path, profile, rigid(12, "head"), hair(colour, seed, (0.005,) * 3), 20)
+        knot = tube(path, profile, rigid(12, "head"), hair(figure, colour, seed, (0.005,) * 3), 20)
         return Wearing((_scalp(figure, colour, seed, volume, 0.6, -0.5), knot))
 
     return make
@@ -166,11 +167,11 @@ def ponytail(colour: Colour, length: float = 0.28, volume: float = 0.014) -> Gar
         start = centre + axes * np.array([0, 0.5, -0.9])
         t = np.linspace(0, 1, 16)
         path = np.stack(
-            [0 * t, start[1] + 0.05 * t - (length + 0.05) * t**2, start[2] - 0.09 * t ** 0.6], -1
+            [0 * t, start[1] + 0.05 * t - (length + 0.05) * t**2, start[2] - 0.09 * t**0.6], -1
         )
         radius = 0.012 + 0.026 * np.sin(np.pi * np.clip(t, 0, 1) ** 0.7) ** 0.8
         weights = rigid(16, "head")
-        tail = tube(path, radius, weights, hair(colour, seed, _STRAIGHT), 16)
+        tail = tube(path, radius, weights, hair(figure, colour, seed, _STRAIGHT), 16)
         band = tube(path[1:4], np.full(3, 0.019), rigid(3, "head"), plain((0.75, 0.2, 0.3)), 12)
         return Wearing((_scalp(figure, colour, seed, volume, 0.6, -0.5), tail, band))
 
@@ -189,8 +190,7 @@ def beard(colour: Colour, volume: float = 0.012) -> Garment:
         def region(points: Floats) -> Floats:
             x, y, z = points.T
             side = np.abs(x)
-            upper = mouth + 0.013 + 0.5 * np.maximum(side - 0.03, 0)
-            upper = np.where(side > 0.052, mouth + 0.075 * length, upper)
+            upper = mouth + 0.013 + 0.8 * np.maximum(figure.eye[2] - 0.018 - z, 0)
             inside = np.minimum(upper - y, y - figure.chin + 0.022)
             inside = np.minimum(inside, z - centre[2] - 0.012)
             lips = (np.hypot(x / 0.024, (y - mouth) / 0.0095) - 1) * 0.012
@@ -199,7 +199,9 @@ def beard(colour: Colour, volume: float = 0.012) -> Garment:
 
         depth = np.clip(region(figure.vertices) / 0.025, 0, 1)
         thickness = (0.003 + volume * depth).astype(np.float32)
-        return Wearing((shell(figure, region, thickness, hair(colour, seed, _STRAIGHT), 1),))
+        return Wearing(
+            (shell(figure, region, thickness, hair(figure, colour, seed, _STRAIGHT), 1),)
+        )
 
     return make
 
@@ -269,7 +271,11 @@ def glasses(colour: Colour = (0.08, 0.08, 0.09)) -> Garment:
             bar = outer + np.linspace(0, 1, 6)[:, None] * (ear - outer)
             parts.append(tube(bar, np.full(6, 0.0021), rigid(6, "head"), paint, 6))
         bridge = np.stack(
-            [np.linspace(-1, 1, 5) * (eye[0] - 0.021), np.full(5, eye[1] + 0.003), np.full(5, depth)],
+            [
+                np.linspace(-1, 1, 5) * (eye[0] - 0.021),
+                np.full(5, eye[1] + 0.003),
+                np.full(5, depth),
+            ],
             -1,
         )
         parts.append(tube(bridge, np.full(5, 0.0021), rigid(5, "head"), paint, 6))

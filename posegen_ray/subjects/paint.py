@@ -81,7 +81,7 @@ def fabric(figure: Figure, cloth: Cloth, seed: int, folds: float = 1.0) -> Paint
 
     def paint(surface: Surface) -> Floats:
         points = surface.points
-        rgb = _pattern(cloth, points, small)
+        rgb = _pattern(figure, cloth, points, small)
         rgb = rgb * (1 + 0.035 * small(points, 0.004))[:, None]
         rgb = rgb * (1 + folds * _folds(figure, points, large))[:, None]
         seam = _line(points[:, 2] - figure.joint("left_hip")[2], 0.0015) * (
@@ -95,14 +95,16 @@ def fabric(figure: Figure, cloth: Cloth, seed: int, folds: float = 1.0) -> Paint
     return paint
 
 
-def _pattern(cloth: Cloth, points: Floats, noise: Noise) -> Floats:
+def _pattern(figure: Figure, cloth: Cloth, points: Floats, noise: Noise) -> Floats:
     base = np.broadcast_to(np.asarray(cloth.colour, np.float32), points.shape)
     x, y, z = points.T
     phase = 2 * np.pi / cloth.scale
-    # on the arms, which lie along x in the rest pose, rings run around x instead of y
+    # around the trunk; around the arms, which lie along x in the rest pose
     on_arm = np.abs(x) > 0.24
     along = np.where(on_arm, np.abs(x), y)
-    across = np.where(on_arm, y, x) + 0.7 * z
+    trunk = 0.16 * np.arctan2(x, z)
+    arm = 0.06 * np.arctan2(y - figure.joint("left_shoulder")[1], z)
+    across = np.where(on_arm, arm, trunk).astype(np.float32)
 
     def band(value: Floats, share: float = 0.5) -> Floats:
         return _soft((np.abs(((value / cloth.scale) % 1) - 0.5) - share / 2) * cloth.scale, 0.003)
@@ -170,7 +172,11 @@ def _print(figure: Figure, cloth: Cloth, surface: Surface) -> Floats:
     front = (surface.normals[:, 2] > 0.15) & (surface.points[:, 2] > 0)
     radius, angle = np.hypot(x, y), np.arctan2(x, y)
     if cloth.print_on == "star":
-        inside = radius - 0.075 * (0.62 + 0.38 * np.cos(5 * angle))
+        sector = np.abs((angle + np.pi / 5) % (2 * np.pi / 5) - np.pi / 5)
+        inner = 0.034 * np.array([np.cos(np.pi / 5), np.sin(np.pi / 5)])
+        edge = inner - np.array([0.085, 0])
+        inside = edge[1] * (radius * np.cos(sector) - 0.085) - edge[0] * radius * np.sin(sector)
+        inside = inside / np.hypot(*edge)
     elif cloth.print_on == "disc":
         inside = np.minimum(np.abs(radius - 0.07) - 0.014, radius - 0.035)
     else:  # bars
@@ -273,7 +279,7 @@ def skin(figure: Figure, face: Face, seed: int) -> Painter:
         rgb = _mix(rgb, warm, 0.4 * blob(0.0, nose_y, 0.013, 0.012))
         rgb = _mix(rgb, tone * 0.62, 0.55 * blob(eye[0], eye[1] + 0.004, 0.024, 0.014))
         rgb = _mix(rgb, tone * 0.6, 0.5 * blob(0.017, nose_y + 0.004, 0.005, 0.012))
-        rgb = _mix(rgb, tone * 0.3, 0.9 * blob(0.0085, nose_y - 0.008, 0.0045, 0.003))
+        rgb = _mix(rgb, tone * 0.3, 0.9 * blob(0.0085, nose_y - 0.0035, 0.0045, 0.0025))
         rgb = _mix(rgb, tone * 0.6, 0.35 * blob(0.0, mouth_y - 0.017, 0.02, 0.005))
         # brows: an arc that thins outwards
         arc = dy - 0.0215 - 0.004 * np.cos(dx / 0.016) + 0.10 * np.maximum(dx, 0) ** 1.3
@@ -296,8 +302,8 @@ def skin(figure: Figure, face: Face, seed: int) -> Painter:
         lower = _soft(np.abs(opening - 1.05) - 0.08, 0.1) * (dy <= -0.003) * front
         rgb = _mix(rgb, (0.07, 0.04, 0.03), 0.95 * upper + 0.45 * lower)
         radius = np.hypot(dx, dy)
-        eyeball = np.broadcast_to(np.array([0.93, 0.92, 0.9], np.float32), points.shape)
-        eyeball = _mix(eyeball, face.iris, _soft(radius - 0.0068, 0.001))
+        eyeball = np.broadcast_to(np.array([0.86, 0.84, 0.82], np.float32), points.shape)
+        eyeball = _mix(eyeball, face.iris, _soft(radius - 0.0074, 0.001))
         eyeball = _mix(eyeball, (0.02, 0.02, 0.02), _soft(radius - 0.0032, 0.001))
         glint = np.hypot(x - np.sign(x) * eye[0] - 0.0025, dy - 0.003)
         eyeball = _mix(eyeball, (1, 1, 1), _soft(glint - 0.0014, 0.001))
@@ -311,9 +317,11 @@ def skin(figure: Figure, face: Face, seed: int) -> Painter:
         gap = _soft(np.abs(y - mouth_y - 0.002 * np.cos(x / 0.012)) - 0.0013, 0.002)
         rgb = _mix(rgb, np.asarray(face.lips, np.float32) * 0.35, gap * (side < 0.023) * front)
         if face.stubble:
-            jaw = (y < nose_y + 0.004) & (y > figure.chin - 0.05) & (z > figure.skull[0][2] - 0.035)
+            behind = figure.skull[0][2] + 0.01
+            jaw = _soft(figure.chin - 0.02 - y, 0.03) * _soft(behind - z, 0.03)
             amount = face.stubble * (0.32 + 0.1 * noise(points, 0.003)) * jaw * (1 - lips)
-            reach = _soft(y - nose_y - 0.012 + 0.35 * np.maximum(0.05 - side, 0), 0.02)
+            cheek = mouth_y + 0.016 + 0.6 * np.maximum(eye[2] - 0.015 - z, 0)
+            reach = _soft(y - cheek, 0.016)
             rgb = _mix(rgb, np.asarray(face.brows, np.float32), amount * reach)
         if face.lines:
             fold = _line(side - 0.022 - 0.35 * (nose_y - y), 0.0015)
@@ -329,15 +337,26 @@ def skin(figure: Figure, face: Face, seed: int) -> Painter:
     return paint
 
 
-def hair(colour: Colour, seed: int, strand: tuple[float, float, float] = (0.004, 0.05, 0.004)) -> Painter:
-    """Strands: streaks of light and dark that run along y (or as `strand` says), and sheen."""
+def hair(
+    figure: Figure, colour: Colour, seed: int, strand: tuple[float, float, float] = (0.004, 0.07, 1)
+) -> Painter:
+    """Strands: streaks of light and dark that run down from the crown, and sheen.
+
+    `strand` is their size in metres around the head, along the strand, and across its thickness.
+    """
     noise = Noise(seed, "hair")
     base = np.asarray(colour, np.float32)
+    centre = figure.skull[0]
 
     def paint(surface: Surface) -> Floats:
-        points = surface.points
-        streak = 0.20 * noise(points, strand) + 0.13 * noise(points + 3, tuple(3 * s for s in strand))
-        sheen = 0.25 * np.clip(surface.normals[:, 1], 0, 1) ** 2
+        away = surface.points - centre - np.array([0, 0, -0.03], np.float32)
+        level = np.hypot(away[:, 0], away[:, 2])
+        around = 0.09 * np.arctan2(away[:, 0], away[:, 2])
+        down = 0.1 * np.arctan2(level, away[:, 1]) - np.minimum(away[:, 1], 0)
+        points = np.stack([around, down, level], -1).astype(np.float32)
+        wide = (3 * strand[0], 3 * strand[1], 3 * strand[2])
+        streak = 0.14 * noise(points, strand) + 0.10 * noise(points + 3, wide)
+        sheen = 0.3 * np.exp(-(((down - 0.07) / 0.025) ** 2)) - 0.1
         rgb = base * (0.92 + streak + sheen)[:, None]
         return _opaque(rgb.astype(np.float32))
 
@@ -364,12 +383,14 @@ def shoe(figure: Figure, colour: Colour, sole: Colour, accent: Colour, laces: bo
         rgb = np.broadcast_to(np.asarray(colour, np.float32), surface.points.shape)
         rgb = _mix(rgb, np.asarray(colour, np.float32) * 0.75, _soft(toe_z + 0.025 - z, 0.004))
         stripe = np.abs((z - 0.6 * y - ankle[2]) - 0.035)
-        rgb = _mix(rgb, accent, _soft(stripe - 0.009, 0.003) * (np.abs(surface.normals[:, 0]) > 0.4))
+        rgb = _mix(
+            rgb, accent, _soft(stripe - 0.009, 0.003) * (np.abs(surface.normals[:, 0]) > 0.4)
+        )
         if laces:
             top = surface.normals[:, 1] > 0.35
             step = (z % 0.016) - 0.008
-            reach = (z > ankle[2] + 0.05) & (z < toe_z + 0.005)
-            rgb = _mix(rgb, (0.95, 0.95, 0.93), _soft(np.abs(step) - 0.003, 0.002) * top * reach)
+            reach = (z > ankle[2] + 0.06) & (z < toe_z) & (np.abs(x) < 0.022)
+            rgb = _mix(rgb, accent, 0.8 * _soft(np.abs(step) - 0.002, 0.002) * top * reach)
         rgb = _mix(rgb, sole, _soft(y - 0.026, 0.003))
         rgb = _mix(rgb, np.asarray(sole, np.float32) * 0.5, _line(y - 0.026, 0.0015))
         return _opaque(rgb.astype(np.float32))

@@ -1,4 +1,4 @@
-"""A renderer of textured, skinned triangle meshes: what the demo's people are filmed and tested with.
+"""A renderer of textured, skinned triangle meshes: the camera that films the demo's people.
 
 Different on purpose from the radiance field that subjects are rendered with in training: surfaces,
 textures and lamps instead of a volume. No gradients. Knows nothing of how people are dressed.
@@ -7,8 +7,10 @@ textures and lamps instead of a volume. No gradients. Knows nothing of how peopl
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import warp as wp
 from torch import Tensor
@@ -218,10 +220,15 @@ def _draw_chunk(
     return rgba, depth
 
 
-def _view_records(camera: Camera) -> np.ndarray:
+def struct_array(struct: Any, count: int) -> npt.NDArray[Any]:
+    """Zeroed records of a Warp struct, to be filled in numpy."""
+    return np.zeros(count, dtype=struct.numpy_dtype())
+
+
+def _view_records(camera: Camera) -> npt.NDArray[Any]:
     """Cameras as rows of the kernels' View struct, in supersampled pixels."""
     camera = camera.detach()
-    records = np.zeros(len(camera), dtype=kernels.View.numpy_dtype())
+    records = struct_array(kernels.View, len(camera))
     records["rotation"] = camera.rotation.cpu().numpy()
     records["translation"] = camera.translation.cpu().numpy()
     records["focal"] = camera.focal.cpu().numpy() * SUPERSAMPLING
@@ -230,8 +237,8 @@ def _view_records(camera: Camera) -> np.ndarray:
     return records
 
 
-def _lamp_records(light: Light) -> np.ndarray:
-    records = np.zeros(len(light), dtype=kernels.Lamp.numpy_dtype())
+def _lamp_records(light: Light) -> npt.NDArray[Any]:
+    records = struct_array(kernels.Lamp, len(light))
     records["toward"] = light.toward.cpu().numpy()
     records["strength"] = light.strength.cpu().numpy()
     records["ambient"] = light.ambient.cpu().numpy()

@@ -51,9 +51,7 @@ def skin_vertices(
         blended[item, vertex, 4], blended[item, vertex, 5], blended[item, vertex, 6],
         blended[item, vertex, 8], blended[item, vertex, 9], blended[item, vertex, 10],
     )  # fmt: skip
-    shift = wp.vec3(
-        blended[item, vertex, 3], blended[item, vertex, 7], blended[item, vertex, 11]
-    )
+    shift = wp.vec3(blended[item, vertex, 3], blended[item, vertex, 7], blended[item, vertex, 11])
     world = linear * rest[vertex] + shift
     points[item, vertex] = views[item].rotation * world + views[item].translation
     normals[item, vertex] = linear * rest_normals[vertex]

@@ -81,7 +81,9 @@ class FusedModel:
         """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
         batch = len(camera)
         pieces = [
-            self._draw_piece(bones[start : start + _IMAGES_AT_ONCE], camera[start : start + _IMAGES_AT_ONCE])
+            self._draw_piece(
+                bones[start : start + _IMAGES_AT_ONCE], camera[start : start + _IMAGES_AT_ONCE]
+            )
             for start in range(0, batch, _IMAGES_AT_ONCE)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -276,7 +278,9 @@ def wp_device_name(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
 
 
-def launch(kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any], device: torch.device) -> None:
+def launch(
+    kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any], device: torch.device
+) -> None:
     """Runs a kernel where torch works: on CUDA in torch's current stream."""
     stream: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if device.type == "cuda":

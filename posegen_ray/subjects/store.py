@@ -152,9 +152,7 @@ def _pack(subject: Subject) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _unpack(
-    manifest: SubjectManifest, grid: dict[str, Any], tensors: dict[str, Tensor]
-) -> Subject:
+def _unpack(manifest: SubjectManifest, grid: dict[str, Any], tensors: dict[str, Tensor]) -> Subject:
     shape = [int(n) for n in grid["shape"]]
     bits = np.unpackbits(tensors["field.active"].numpy(), count=int(np.prod(shape)))
     index = cell_index(torch.from_numpy(bits.astype(bool)).view(*shape))

@@ -10,23 +10,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from posegen_ray.body.camera import orbit
 from posegen_ray.body.model import BodyModel
+from posegen_ray.body.rotation import from_axis_angle
+from posegen_ray.body.skeleton import JOINT, NUM_JOINTS
 from posegen_ray.errors import ConfigError
-from posegen_ray.seeding import derive_seed
+from posegen_ray.records import PoseBatch
+from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.subjects import garments as wear
 from posegen_ray.subjects import hair
+from posegen_ray.subjects.baking import TEXTURE_SIZE, assemble
+from posegen_ray.subjects.capture import Capture, split_rgba
 from posegen_ray.subjects.garments import Garment
 from posegen_ray.subjects.paint import Cloth, Face, skin
-from posegen_ray.subjects.raycast import TexturedMesh
+from posegen_ray.subjects.raycast import TexturedMesh, raycast
 from posegen_ray.subjects.tailoring import (
-    TEXTURE_SIZE,
     Bools,
     Figure,
     Ints,
     Part,
     Region,
-    assemble,
     measure,
 )
 
@@ -57,12 +62,12 @@ def people(split: str) -> list[Person]:
     return [person for person in PEOPLE.values() if person.split == split]
 
 
-def shape_of(person: Person, body: BodyModel) -> torch.Tensor:  # [S]
+def shape_of(person: Person, body: BodyModel) -> Tensor:  # [S]
     """Shape coefficients of a person; the mean shape on a body without phenotypes."""
     describe: Any = getattr(body, "shape_from_phenotype", None)
     if describe is None:
         return torch.zeros(body.num_shape)
-    shape: torch.Tensor = describe(**person.phenotype)
+    shape: Tensor = describe(**person.phenotype)
     return shape
 
 
@@ -96,6 +101,94 @@ def _flesh(figure: Figure, person: Person, hidden: list[Region]) -> Part:
     )
 
 
+def studio_poses() -> PoseBatch:  # 6 poses
+    """Poses that hide as little as possible: T, A, arms up, a star, a lunge, a squat."""
+    angles = torch.zeros(6, NUM_JOINTS, 3)
+
+    def set_pair(pose: int, joint: str, x: float = 0, y: float = 0, z: float = 0) -> None:
+        angles[pose, JOINT["left_" + joint]] = torch.tensor([x, y, z])
+        angles[pose, JOINT["right_" + joint]] = torch.tensor([x, -y, -z])
+
+    set_pair(1, "shoulder", z=-0.9)
+    set_pair(2, "shoulder", z=1.1)
+    set_pair(2, "hip", z=0.12)
+    set_pair(3, "shoulder", z=0.5)
+    set_pair(3, "hip", z=0.55)
+    set_pair(4, "shoulder", y=-0.7, z=-0.3)
+    set_pair(4, "elbow", y=-0.9)
+    angles[4, JOINT["left_hip"], 0], angles[4, JOINT["left_knee"], 0] = -0.9, 0.9
+    angles[4, JOINT["right_hip"], 0], angles[4, JOINT["right_knee"], 0] = 0.5, 0.4
+    set_pair(5, "shoulder", y=-1.2)
+    set_pair(5, "hip", x=-1.3, z=0.35)
+    set_pair(5, "knee", x=1.6)
+    return PoseBatch(from_axis_angle(angles), torch.zeros(6, 3))
+
+
+def capture_person(
+    person: Person,
+    body: BodyModel,
+    poses: PoseBatch,
+    views: int = 4,
+    size: int = 256,
+    seed: int = 0,
+    hold_out: float = 0.15,
+    texture_size: int = TEXTURE_SIZE,
+) -> Capture:
+    """Films a person from all around: the studio poses and the given ones.
+
+    Args:
+        poses: further poses, for example frames of motion clips; their order is shuffled.
+        views: cameras a pose, spread evenly in azimuth, at random heights. Studio poses get twice
+            as many.
+        size: edge of the square pictures, pixels; the person fills most of it.
+        hold_out: share of the given poses that are held out, with all their views.
+    """
+    stream = torch_stream(seed, "capture", person.name)
+    studio = studio_poses()
+    order = torch.randperm(len(poses), generator=stream)
+    given = poses[order]
+    held = torch.arange(len(poses)) < round(hold_out * len(poses))
+    count = torch.cat([torch.full((6,), 2 * views), torch.full((len(poses),), views)])
+    rotations = torch.cat([studio.rotations, given.rotations]).repeat_interleave(count, 0)
+    translation = torch.cat([studio.translation, given.translation]).repeat_interleave(count, 0)
+    held_out = torch.cat([torch.zeros(6, dtype=torch.bool), held]).repeat_interleave(count)
+
+    shape = shape_of(person, body)
+    posed = body(rotations, shape[None], translation)
+    total = len(rotations)
+    turn = torch.cat([torch.arange(int(n)) / n for n in count])
+    start = torch.rand(len(count), generator=stream).repeat_interleave(count)
+    azimuth = 2 * torch.pi * (turn + start)
+    elevation = -0.45 + 1.25 * torch.rand(total, generator=stream)
+    distance = 3.0 + torch.rand(total, generator=stream)
+    middle = (posed.joints.amin(1) + posed.joints.amax(1)) / 2
+    reach = (posed.joints - middle[:, None]).norm(dim=-1).amax(1) + 0.2  # with head and hands
+    camera = orbit(
+        middle,
+        azimuth,
+        elevation,
+        torch.zeros(total),
+        distance,
+        0.47 * size * (distance**2 - reach**2).sqrt() / reach,
+        torch.full((total, 2), size / 2),
+        size,
+        size,
+    )
+    images, masks = split_rgba(raycast(dress(person, body, texture_size), posed.bones, camera))
+    return Capture(
+        name=person.name,
+        body=body.name,
+        shape=shape,
+        images=images,
+        masks=masks,
+        poses=PoseBatch(rotations, translation),
+        camera=camera,
+        held_out=held_out,
+        licence=person.licence,
+        source="synthetic person, ray-cast",
+    )
+
+
 _BLACK_HAIR = (0.10, 0.08, 0.07)
 _BROWN_HAIR = (0.27, 0.16, 0.09)
 _BLOND_HAIR = (0.72, 0.55, 0.32)
@@ -111,7 +204,7 @@ _LIST = (
     Person(
         "ada",
         "train",
-        dict(gender=0.0, age=0.66, muscle=0.5, weight=0.45, height=0.5),
+        dict(gender=1.0, age=0.66, muscle=0.5, weight=0.45, height=0.5),
         Face((0.90, 0.71, 0.60), (0.72, 0.34, 0.33), _BROWN_HAIR, (0.25, 0.40, 0.30), make_up=0.6),
         (hair.long(_BROWN_HAIR, 0.22),),
         (
@@ -123,7 +216,7 @@ _LIST = (
     Person(
         "ben",
         "train",
-        dict(gender=1.0, age=0.68, muscle=0.6, weight=0.5, height=0.6),
+        dict(gender=0.0, age=0.68, muscle=0.6, weight=0.5, height=0.6),
         Face((0.80, 0.58, 0.44), (0.62, 0.36, 0.31), _BLACK_HAIR, stubble=0.6),
         (hair.short(_BLACK_HAIR, 0.022),),
         (
@@ -142,7 +235,7 @@ _LIST = (
     Person(
         "chidi",
         "train",
-        dict(gender=1.0, age=0.72, muscle=0.7, weight=0.55, height=0.75),
+        dict(gender=0.0, age=0.72, muscle=0.7, weight=0.55, height=0.75),
         Face((0.36, 0.23, 0.16), (0.40, 0.20, 0.18), (0.05, 0.04, 0.04), (0.12, 0.07, 0.04)),
         (hair.beard((0.07, 0.05, 0.05)),),
         (
@@ -163,7 +256,7 @@ _LIST = (
     Person(
         "devi",
         "train",
-        dict(gender=0.0, age=0.75, muscle=0.45, weight=0.65, height=0.4),
+        dict(gender=1.0, age=0.75, muscle=0.45, weight=0.65, height=0.4),
         Face((0.66, 0.45, 0.32), (0.58, 0.24, 0.26), _BLACK_HAIR, make_up=0.8),
         (hair.bun(_BLACK_HAIR),),
         (
@@ -181,7 +274,7 @@ _LIST = (
     Person(
         "erik",
         "train",
-        dict(gender=1.0, age=0.85, muscle=0.45, weight=0.75, height=0.55),
+        dict(gender=0.0, age=0.85, muscle=0.45, weight=0.75, height=0.55),
         Face((0.92, 0.74, 0.66), (0.70, 0.44, 0.40), _GREY_HAIR, (0.30, 0.42, 0.55), 0.35, 0.8),
         (hair.short(_GREY_HAIR, 0.012, forehead=0.75), hair.glasses()),
         (
@@ -202,7 +295,7 @@ _LIST = (
     Person(
         "fay",
         "train",
-        dict(gender=0.0, age=0.62, muscle=0.65, weight=0.4, height=0.6),
+        dict(gender=1.0, age=0.62, muscle=0.65, weight=0.4, height=0.6),
         Face((0.50, 0.33, 0.23), (0.48, 0.22, 0.22), (0.06, 0.04, 0.04), make_up=0.3),
         (hair.curls((0.10, 0.07, 0.06), 0.055),),
         (
@@ -224,7 +317,7 @@ _LIST = (
     Person(
         "goran",
         "val",
-        dict(gender=1.0, age=0.7, muscle=0.5, weight=0.4, height=0.65),
+        dict(gender=0.0, age=0.7, muscle=0.5, weight=0.4, height=0.65),
         Face((0.86, 0.66, 0.54), (0.66, 0.38, 0.34), _BROWN_HAIR, stubble=0.9),
         (hair.cap(Cloth((0.15, 0.30, 0.22), (0.15, 0.30, 0.22))), hair.short(_BROWN_HAIR, 0.008)),
         (
@@ -237,7 +330,7 @@ _LIST = (
     Person(
         "hana",
         "val",
-        dict(gender=0.0, age=0.68, muscle=0.45, weight=0.5, height=0.45),
+        dict(gender=1.0, age=0.68, muscle=0.45, weight=0.5, height=0.45),
         Face((0.93, 0.77, 0.64), (0.75, 0.38, 0.36), _BLACK_HAIR, make_up=0.5),
         (hair.ponytail(_BLACK_HAIR),),
         (
@@ -249,7 +342,7 @@ _LIST = (
     Person(
         "ivo",
         "test",
-        dict(gender=1.0, age=0.64, muscle=0.6, weight=0.6, height=0.5),
+        dict(gender=0.0, age=0.64, muscle=0.6, weight=0.6, height=0.5),
         Face((0.72, 0.51, 0.38), (0.55, 0.32, 0.28), _BLACK_HAIR, stubble=0.4),
         (hair.curls(_BLACK_HAIR, 0.032),),
         (
@@ -274,7 +367,7 @@ _LIST = (
     Person(
         "juno",
         "test",
-        dict(gender=0.0, age=0.65, muscle=0.5, weight=0.5, height=0.65),
+        dict(gender=1.0, age=0.65, muscle=0.5, weight=0.5, height=0.65),
         Face((0.95, 0.79, 0.71), (0.78, 0.36, 0.36), _RED_HAIR, (0.28, 0.48, 0.38), make_up=0.7),
         (hair.long(_RED_HAIR, 0.3), hair.glasses((0.35, 0.16, 0.1))),
         (
@@ -293,13 +386,11 @@ _LIST = (
     Person(
         "kofi",
         "test",
-        dict(gender=1.0, age=0.7, muscle=0.65, weight=0.5, height=0.7),
+        dict(gender=0.0, age=0.7, muscle=0.65, weight=0.5, height=0.7),
         Face((0.29, 0.18, 0.13), (0.36, 0.18, 0.17), (0.04, 0.03, 0.03), (0.1, 0.06, 0.04)),
         (hair.short((0.06, 0.05, 0.05), 0.009),),
         (
-            wear.trousers(
-                Cloth((0.55, 0.57, 0.60), _WHITE), width=0.03, details=("side_stripe",)
-            ),
+            wear.trousers(Cloth((0.55, 0.57, 0.60), _WHITE), width=0.03, details=("side_stripe",)),
             wear.top(
                 Cloth((0.16, 0.32, 0.68), _WHITE, "blocks", 0.4), sleeve=0.4, length=0.14, ease=0.02
             ),
@@ -309,7 +400,7 @@ _LIST = (
     Person(
         "lena",
         "test",
-        dict(gender=0.0, age=0.88, muscle=0.4, weight=0.6, height=0.45),
+        dict(gender=1.0, age=0.88, muscle=0.4, weight=0.6, height=0.45),
         Face((0.90, 0.72, 0.63), (0.66, 0.36, 0.36), _GREY_HAIR, (0.32, 0.40, 0.50), 0.0, 0.7),
         (hair.bun((0.78, 0.76, 0.73)),),
         (

@@ -70,10 +70,10 @@ def test_gradient_to_the_image_agrees_with_finite_differences(estimator):
         direction = torch.randn(image.shape, generator=generator).double()
         with torch.no_grad():
             ahead, behind = (
-                (twin(image + step * direction).joints * weight).sum() for step in (1e-7, -1e-7)
+                (twin(image + step * direction).joints * weight).sum() for step in (1e-9, -1e-9)
             )
         expected = (gradient * direction).sum()
-        assert abs((ahead - behind) / 2e-7 - expected) < 1e-3 * abs(expected) + 1e-6
+        assert abs((ahead - behind) / 2e-9 - expected) < 1e-3 * abs(expected) + 1e-6
 
 
 def test_split_at_any_cut_it_answers_the_same(estimator):

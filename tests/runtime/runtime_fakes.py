@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -81,3 +82,22 @@ def wait_until_working(folder: Path, calls: int, timeout_s: float = 20.0) -> Non
     while len(list(folder.glob("working_*"))) < calls:
         assert time.monotonic() < end, "no server began in time"
         time.sleep(0.02)
+
+
+class CountingActor:
+    """Knows how many calls it had at the same time. Later calls are quicker than earlier ones."""
+
+    def __init__(self) -> None:
+        self._now, self._peak, self._lock = 0, 0, threading.Lock()
+
+    def work(self, number: int) -> int:
+        with self._lock:
+            self._now += 1
+            self._peak = max(self._peak, self._now)
+        time.sleep(0.05 if number % 2 else 0.02)
+        with self._lock:
+            self._now -= 1
+        return number
+
+    def peak(self) -> int:
+        return self._peak

@@ -37,7 +37,7 @@ class QuadraticLoop:
             optimizer.load_state_dict(saved["optimizer"])
             first = saved["round"] + 1
         if self.fail:
-            raise TrainingError("Too many steps were not finite.", "Lower the learning rate.")
+            raise TrainingError(f"Too many steps of round {first} were not finite.")
         for number in range(first, self.rounds):
             self._die_once(context, number)
             targets = torch.randn(4, 3, generator=torch_stream(0, number))

@@ -110,7 +110,7 @@ def test_pool_works_from_another_process(pool, folder):
 
 
 def test_unknown_subject_is_named(pool):
-    with pytest.raises(RenderError, match="holds subject.* dora.*The pool has ada, ben, cy"):
+    with pytest.raises(RenderError, match=r"holds subject.* dora.*The pool has ada, ben, cy"):
         pool.render(random_request(("ada", "dora")))
 
 
@@ -197,5 +197,5 @@ def test_broken_subject_says_why(ray_session):
 
 def test_server_without_a_place_says_so(ray_session, folder):
     config = RenderServerConfig(resources=RoleResources(64), start_timeout_s=0.5)
-    with pytest.raises(ResourceError, match=r"did not answer.*6 logical CPUs|did not answer"):
+    with pytest.raises(ResourceError, match=r"did not answer.*logical CPUs"):
         start_servers([ServerSpec(("ada",), SineFactory(folder), config)], "huge")

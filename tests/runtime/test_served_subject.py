@@ -1,3 +1,6 @@
+import os
+import signal
+
 import torch
 from runtime_fakes import with_gradients
 
@@ -29,7 +32,9 @@ def posed_request(body, subject, count, size=48):
     return RenderRequest((subject.name,) * count, posed.bones.detach(), camera)
 
 
-def test_served_subject_is_the_local_one(ray_session, tmp_path, body, capsule_subject):
+def test_served_subject_is_the_local_one_though_its_server_is_killed(
+    ray_session, tmp_path, body, capsule_subject
+):
     save_subject(capsule_subject, tmp_path / "person")
     name, settings = capsule_subject.name, RendererConfig()
     local = make_renderer(settings, {name: capsule_subject})
@@ -41,6 +46,8 @@ def test_served_subject_is_the_local_one(ray_session, tmp_path, body, capsule_su
         for render in (local, pool.render_fn()):
             again, leaves = with_gradients(request)
             image = render(again).rgba
+            if render is not local:  # the server dies between a picture and its gradient
+                os.kill(pool.health()[0].process_id, signal.SIGKILL)
             weight = torch.linspace(-1, 1, image.numel()).reshape(image.shape)
             results.append((image.detach(), torch.autograd.grad((image * weight).sum(), leaves)))
         (local_image, local_slopes), (served_image, served_slopes) = results

@@ -40,17 +40,13 @@ def test_killed_worker_resumes_and_two_workers_equal_one(ray_session, tmp_path, 
     torch.testing.assert_close(
         torch.tensor(result.value["weight"]), torch.tensor(uninterrupted), rtol=1e-5, atol=1e-6
     )
+    _check_continuation(tmp_path / "runs")
+
+
+def _check_continuation(runs):
+    """A finished or stopped run is not overwritten, but continued; errors come back as they are."""
+    alone = RuntimeConfig(train_resources=RoleResources(0.5))
     with pytest.raises(CheckpointError, match="earlier run"):
-        fit_with_ray(loop, CONFIG, str(tmp_path / "runs"))
-
-
-def test_unfinished_run_is_continued_and_errors_come_back_as_they_are(
-    ray_session, tmp_path, uninterrupted
-):
-    config = RuntimeConfig(train_resources=RoleResources(0.5))
-    fit_with_ray(QuadraticLoop(2), config, str(tmp_path))
-    result = fit_with_ray(QuadraticLoop(4), config, str(tmp_path), resume=True)
-    assert result.value["first"] == 2
-    assert result.value["weight"] == uninterrupted
-    with pytest.raises(TrainingError, match="not finite"):
-        fit_with_ray(QuadraticLoop(4, fail=True), config, str(tmp_path), resume=True)
+        fit_with_ray(QuadraticLoop(5), alone, str(runs))
+    with pytest.raises(TrainingError, match="round 4 were not finite"):
+        fit_with_ray(QuadraticLoop(5, fail=True), alone, str(runs), resume=True)
