@@ -1,8 +1,8 @@
-"""Nested state (dicts and lists of tensors, numbers, strings) <-> a folder that says when it is broken.
+"""Nested state (dicts and lists of tensors, numbers, strings) <-> a folder that knows its own hash.
 
-A checkpoint folder holds `tensors.safetensors` and `manifest.json` (the structure, the scalars and the
-sha256 of the tensors). Written under a temporary name and renamed: it is whole or it is not there.
-No pickle.
+A checkpoint folder holds `tensors.safetensors` and `manifest.json` (the structure, the scalars and
+the sha256 of the tensors). Written under a temporary name and renamed: it is whole or it is not
+there. No pickle.
 """
 
 from __future__ import annotations

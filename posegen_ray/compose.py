@@ -103,8 +103,8 @@ def _raise_clear(error: Exception, overrides: Sequence[str]) -> None:
             near = difflib.get_close_matches(key, known, 3, 0.5)
             hint = f"Did you mean {' or '.join(near)}?" if near else "See conf/ for all keys."
             raise ConfigError(f"Unknown setting {key!r}.", hint) from error
-    key = getattr(error, "full_key", None)
-    where = f" (at {key})" if key else ""
+    place = getattr(error, "full_key", None)
+    where = f" (at {place})" if place else ""
     raise ConfigError(f"{_first_line(error)}{where}", "Check the value's type and spelling.") from (
         error
     )

@@ -650,7 +650,6 @@ class ExperimentConfig:
     test_wild_images: int = 300
     test_ood_images: int = 480
     validation_images: int = 96  # watched during training; never a test image
-    bootstrap: int = 2000  # resamples behind every interval
 
     def __post_init__(self) -> None:
         require(
@@ -677,7 +676,6 @@ class ExperimentConfig:
             "test_wild_images",
             "test_ood_images",
             "validation_images",
-            "bootstrap",
         ):
             require(
                 getattr(self, name) >= 1,
@@ -713,6 +711,7 @@ class RunConfig:
     validity: ValidityConfig = field(default_factory=ValidityConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor
 from posegen_ray.body import load_body
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.compose import dump_config, read_config
-from posegen_ray.config import RunConfig
+from posegen_ray.config import EvaluationConfig, RunConfig
 from posegen_ray.console import Console
 from posegen_ray.errors import (
     CheckpointError,
@@ -137,6 +137,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         for arm, answer in run.arms(seed, tests).items():
             answers[arm].append(answer)
     speed = run.speed()
+    drawn, valid, reasons = run.candidates()
     predictions = {arm: torch.stack(rows) for arm, rows in answers.items()}
     inputs = ReportInputs(
         estimator=run.estimator_name,
@@ -148,14 +149,15 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         timing_s=dict(console.timing_s),
         versions=collect_versions(),
         render=speed,
-        rejected=run.rejected(),
+        rejected=reasons,
+        rejected_total=drawn - valid,
         history=run.history(),
         generated=run.gallery(),
         title=f"PoseGen: {config.experiment.name}",
         settings=run.settings(),
     )
     save_evaluation(folder, inputs)
-    return _write_results(folder, inputs, config.experiment.bootstrap)
+    return _write_results(folder, inputs, config.evaluation)
 
 
 def run_training(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:
@@ -200,13 +202,13 @@ def run_evaluation(config: RunConfig, folder: Path, backend: Backend, console: C
             predictions[arm] = torch.stack(rows)
     inputs = replace(before, predictions=predictions, samples=tests.samples, sets=tests.sets)
     save_evaluation(folder, inputs)
-    return _write_results(folder, inputs, config.experiment.bootstrap)
+    return _write_results(folder, inputs, config.evaluation)
 
 
 def rewrite_report(folder: Path) -> Path:
     """Writes report.html (and summary.json) from what the run left."""
     config = read_config(folder / "config.yaml")
-    _write_results(folder, load_evaluation(folder), config.experiment.bootstrap)
+    _write_results(folder, load_evaluation(folder), config.evaluation)
     return folder / "report.html"
 
 
@@ -241,10 +243,10 @@ def _quality(manifest: SubjectManifest) -> str:
     )
 
 
-def _write_results(folder: Path, inputs: ReportInputs, bootstrap: int) -> str:
-    summary = build_summary(inputs, bootstrap)
+def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
+    summary = build_summary(inputs, settings.bootstrap)
     write_summary(folder, summary)
-    write_report(folder, inputs)
+    write_report(folder, inputs, settings)
     return terminal_table(summary)
 
 
@@ -374,6 +376,7 @@ class Run:
             self._joint_map = load_checkpoint(kept)["matrix"]
             return self._joint_map
         count = self.config.experiment.joint_map_images
+        self.drawer()
         with self.console.phase("joint_map", "fitting the joint map on source images"):
             samples, _ = self.draw("source", count, _Seeds(0, "joint map"))
             with torch.no_grad():
@@ -486,12 +489,13 @@ class Run:
             alone, with_gradient = render_speed(self.drawer())
         return RenderSpeed(alone, with_gradient)
 
-    def rejected(self) -> dict[str, int]:
-        """Candidates turned down, by reason, over all seeds and arms."""
+    def candidates(self) -> tuple[int, int, dict[str, int]]:
+        """Proposals drawn, valid ones, and rejections by reason, over all seeds and arms."""
         total: Counter[str] = Counter()
         for file in sorted((self.folder / "samples").glob("counts-*.json")):
             total.update(json.loads(file.read_text(encoding="utf-8")))
-        return {name: n for name, n in total.items() if name not in ("drawn", "valid")}
+        reasons = {name: n for name, n in total.items() if name not in ("drawn", "valid")}
+        return total["drawn"], total["valid"], reasons
 
     def history(self) -> pd.DataFrame:
         """The training curves of all seeds."""
@@ -500,11 +504,12 @@ class Run:
         seeds = self.config.experiment.seeds
         return history_table({seed: self.trained(seed) for seed in seeds})
 
-    def gallery(self, count: int = 24) -> Tensor | None:
+    def gallery(self) -> Tensor | None:
         """Some of the images that the first seed's last generator makes."""
         if "posegen" not in self.config.experiment.arms:
             return None
         states = self.trained(self.config.experiment.seeds[0]).generators[-1:]
+        count = self.config.evaluation.generated
         samples, _ = self.draw("generated", count, _Seeds(0, "gallery"), states)
         return samples.images
 

@@ -6,6 +6,7 @@ Knows nothing of Ray.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from posegen_ray import assets
+from posegen_ray import assets, subjects
 from posegen_ray.config import RunConfig
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuneProgress, finetune
@@ -50,7 +51,7 @@ class FitPerson:
         """Where the subject is kept: it is made once for each way of making it."""
         parts = (self.config.body, self.config.motion, self.config.subject, self.config.fit)
         recipe = json.dumps([asdict(part) for part in parts], sort_keys=True)
-        digest = hashlib.sha256(f"{PEOPLE[self.name]!r}{recipe}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"{_code_of_making()}{recipe}".encode()).hexdigest()[:12]
         return subjects_root(self.config) / f"{self.name}-{digest}"
 
     @property
@@ -81,6 +82,13 @@ class FitPerson:
         save_subject(subject, self.folder)
         steps.reach(self.size)
         return str(self.folder)
+
+
+@functools.cache
+def _code_of_making() -> str:
+    """Changes with the code that dresses, films and fits people: then they are made anew."""
+    folder = Path(subjects.__file__).parent
+    return "".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.py")))
 
 
 def subjects_root(config: RunConfig) -> Path:

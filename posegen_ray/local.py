@@ -1,12 +1,13 @@
 """Where a run's work happens: the `Backend` seam, and the backend that does all in this process.
 
-`runtime=inprocess` never imports Ray and gives the same numbers: for debugging, notebooks, and a lone
-GPU. `posegen_ray.runtime.backend` is the other implementation.
+`runtime=inprocess` never imports Ray and gives the same numbers: for debugging, notebooks, and a
+lone GPU. `posegen_ray.runtime.backend` is the other implementation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -131,6 +132,16 @@ class LocalBackend:
         return result
 
 
+def stream_plan(
+    config: RunConfig, seed: int, first_round: int, rank: int = 0, world_size: int = 1
+) -> list[DrawBatch]:
+    """The batches of a run's live estimator, from a round on, for one worker."""
+    training = config.training
+    rounds = range(first_round, training.rounds)
+    size = training.estimator_batch_size
+    return draw_plan(seed, rounds, training.estimator_steps, size, rank, world_size)
+
+
 class LocalStream:
     """The live estimator's batches, drawn when they are asked for."""
 
@@ -145,27 +156,41 @@ class LocalStream:
 
     def batches(self, first_round: int, rank: int, world_size: int) -> Iterator[Samples]:
         assert (rank, world_size) == (0, 1)
-        for version, seeds in stream_plan(self._config, self._seed, first_round):
-            yield self._drawer(self._versions[version], seeds)
+        for batch in stream_plan(self._config, self._seed, first_round):
+            yield self._drawer(self._versions[batch.round], batch.seeds)
 
 
-def stream_plan(
-    config: RunConfig, seed: int, first_round: int, rank: int = 0, world_size: int = 1
-) -> list[tuple[int, list[int]]]:
-    """(round, seeds) of every batch of the stream from a round on, for one worker.
+@dataclass(frozen=True)
+class DrawBatch:
+    """What one call of the draw function makes: samples of one round."""
 
-    Sample i belongs to a round fixed by the configuration, so a resumed run goes on with the same
-    samples, and the same seed gives the same samples however the timing falls.
+    round: int  # also the version of the generator
+    seeds: tuple[int, ...]
+
+
+def draw_plan(
+    root_seed: int,
+    rounds: range,
+    batches_per_round: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[DrawBatch]:
+    """The batches of these rounds, in the order in which training uses them.
+
+    Seeds depend on round and position alone, so a resumed run (rounds that start later) goes on
+    with the same samples. With several workers each gets every `world_size`-th sample of the same
+    global batch; `batch_size` is the global one.
     """
-    training = config.training
+    assert batch_size % world_size == 0
     return [
-        (
+        DrawBatch(
             number,
-            [
-                derive_seed(seed, "stream", number, batch, row)
-                for row in range(rank, training.estimator_batch_size, world_size)
-            ],
+            tuple(
+                derive_seed(root_seed, "stream", number, batch, row)
+                for row in range(rank, batch_size, world_size)
+            ),
         )
-        for number in range(first_round, training.rounds)
-        for batch in range(training.estimator_steps)
+        for number in rounds
+        for batch in range(batches_per_round)
     ]

@@ -1,8 +1,8 @@
 """Adversarial training: rounds of generator steps, each followed by updates of the live estimator.
 
 One loop for every runtime: it is told how to render, where samples stream from, and its place in a
-training group (`posegen_ray.context`). All randomness comes from the seed, round, step and rank, so a
-resumed run equals an uninterrupted one. Knows nothing of Ray.
+training group (`posegen_ray.context`). All randomness comes from the seed, round, step and rank, so
+a resumed run equals an uninterrupted one. Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -279,7 +279,8 @@ class _Run:
 
 def history_table(results: Mapping[int, TrainingResult]) -> pd.DataFrame:
     """All seeds' training curves, one row a step."""
-    return pd.DataFrame([row for result in results.values() for row in result.history])
+    rows = [row for result in results.values() for row in result.history]
+    return pd.DataFrame(rows).assign(arm="posegen")
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

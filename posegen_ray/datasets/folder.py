@@ -17,9 +17,9 @@ from posegen_ray.records import Samples
 def write_folder(samples: Samples, folder: Path) -> Path:
     """Writes images/00000.png … and labels.npz, with manifest.json to explain them.
 
-    labels.npz holds joints [N, 12, 3] (metres, crop-camera axes, mid-hip at 0), joints_2d [N, 12, 2]
-    (pixels), rotations [N, 24, 3, 3], shape [N, S], camera_* of the crop, view [N, 3] (azimuth,
-    elevation, roll; radians), subjects, clips and seeds, in the order of the images.
+    labels.npz holds joints [N, 12, 3] (metres, crop-camera axes, mid-hip at 0), joints_2d
+    [N, 12, 2] (pixels), rotations [N, 24, 3, 3], shape [N, S], camera_* of the crop, view [N, 3]
+    (azimuth, elevation, roll; radians), subjects, clips and seeds, in the order of the images.
 
     Raises:
         DataError: the folder exists and is not empty.

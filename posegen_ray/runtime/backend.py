@@ -1,4 +1,4 @@
-"""The backend of a run on Ray: jobs as tasks, subjects on render servers, training in a worker group."""
+"""The backend of a run on Ray: jobs are tasks, subjects live on servers, training has a group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from posegen_ray.runtime.generator_store import GeneratorStore
 from posegen_ray.runtime.placement import plan
 from posegen_ray.runtime.render_pool import RenderPool, start_pool
 from posegen_ray.runtime.session import RaySession
-from posegen_ray.runtime.stream import DrawBatch, sample_stream
+from posegen_ray.runtime.stream import sample_stream
 from posegen_ray.runtime.train import fit_with_ray
 from posegen_ray.studio import Drawer, Folders, RenderSource
 from posegen_ray.subjects.wardrobe import people
@@ -106,7 +106,7 @@ class RayBackend:
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
     ) -> TrainingResult:
         training = self._config.training
-        store = GeneratorStore(folder / "versions")
+        store = GeneratorStore(folder / "versions", clear=not resume)
         stream = RayStream(self._config, drawer, store, seed)
         with self._bar("training", training.rounds * training.steps_per_round, "step") as advance:
             result = fit_with_ray(
@@ -138,10 +138,7 @@ class RayStream:
 
     def batches(self, first_round: int, rank: int, world_size: int) -> Iterator[Samples]:
         stream: StreamConfig = self.config.runtime.stream
-        batches = [
-            DrawBatch(number, tuple(seeds))
-            for number, seeds in stream_plan(self.config, self.seed, first_round, rank, world_size)
-        ]
+        batches = stream_plan(self.config, self.seed, first_round, rank, world_size)
         return sample_stream(batches, self.drawer, self.store, stream)
 
 
@@ -153,11 +150,11 @@ class _InStore(Generic[Value]):
         self._samples = samples
 
     def get(self) -> Value:
-        value = ray.get(self._reference)
+        value: Any = ray.get(self._reference)
         if self._samples:
-            return from_columns(value)
-        if isinstance(value, dict) and set(value) == {"tensor"}:
-            return _readable(value["tensor"])
+            value = from_columns(value)
+        elif isinstance(value, dict) and set(value) == {"tensor"}:
+            value = _readable(value["tensor"])
         return value
 
 

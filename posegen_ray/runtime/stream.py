@@ -10,7 +10,6 @@ import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -19,10 +18,10 @@ from torch import Tensor
 
 from posegen_ray.config import StreamConfig
 from posegen_ray.errors import PosegenError, ResourceError
+from posegen_ray.local import DrawBatch
 from posegen_ray.records import Samples
 from posegen_ray.runtime.columns import Columns, from_columns, to_columns
 from posegen_ray.runtime.generator_store import GeneratorStore
-from posegen_ray.seeding import derive_seed
 
 _PATIENCE = 20  # seconds
 _ERROR = "error"  # a column that holds a pickled PosegenError instead of samples
@@ -30,42 +29,6 @@ _ERROR = "error"  # a column that holds a pickled PosegenError instead of sample
 # Draws one sample per seed, with the generator's weights; a pure function of both. Picklable; one
 # copy lives in each stream actor, so it may keep models that it builds on first use.
 DrawFn = Callable[[dict[str, Tensor], Sequence[int]], Samples]
-
-
-@dataclass(frozen=True)
-class DrawBatch:
-    """What one call of the draw function makes: samples of one round."""
-
-    round: int  # also the version of the generator
-    seeds: tuple[int, ...]
-
-
-def draw_plan(
-    root_seed: int,
-    rounds: range,
-    batches_per_round: int,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> list[DrawBatch]:
-    """The batches of these rounds, in the order in which training uses them.
-
-    Seeds depend on round and position alone, so a resumed run (rounds that start later) goes on
-    with the same samples. With several workers each gets every `world_size`-th sample of the same
-    global batch; `batch_size` is the global one.
-    """
-    assert batch_size % world_size == 0
-    return [
-        DrawBatch(
-            number,
-            tuple(
-                derive_seed(root_seed, "stream", number, batch, row)
-                for row in range(rank, batch_size, world_size)
-            ),
-        )
-        for number in rounds
-        for batch in range(batches_per_round)
-    ]
 
 
 def sample_stream(

@@ -1,5 +1,5 @@
-"""Textures: painting the rest-pose point under every texel, so that patterns run across UV seams and
-fit every body shape, and putting a person's parts together as one mesh.
+"""Textures: painting the rest-pose point under every texel, so that patterns run across UV seams
+and fit every body shape, and putting a person's parts together as one mesh.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def assemble(parts: list[Part], size: int = TEXTURE_SIZE) -> TexturedMesh:
         weights=torch.from_numpy(np.concatenate([part.weights for part in parts])),
         faces=torch.from_numpy(
             np.concatenate(
-                [part.faces + offset for part, offset in zip(parts, start, strict=False)]
+                [part.faces + offset for part, offset in zip(parts, start[:-1], strict=True)]
             )
         ).int(),
         uv=torch.from_numpy(np.concatenate([part.uv[part.uv_faces] for part in parts])),

@@ -74,7 +74,7 @@ def top_region(figure: Figure, sleeve: float, hem: float, neck: str, opening: fl
         if opening:
             wide = opening * (0.6 + 0.8 * (collar[1] - y))
             inside = np.where(z > 0, np.minimum(inside, np.abs(x) - wide), inside)
-        return inside
+        return np.asarray(inside)
 
     return region
 

@@ -214,7 +214,7 @@ def cap(cloth: Cloth) -> Garment:
 
         def region(points: Floats) -> Floats:
             d = (points - centre) / axes
-            rim = 0.42 + 0.10 * np.clip(d[:, 2], -1, 1)
+            rim = 0.40 + 0.05 * np.clip(d[:, 2], -1, 1)
             inside = (d[:, 1] - rim) * axes[1]
             return np.where(figure_distance(points) > 0.3, -0.1, inside).astype(np.float32)
 

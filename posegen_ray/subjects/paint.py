@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import map_coordinates
 
 from posegen_ray.seeding import numpy_stream
@@ -63,7 +62,7 @@ def _opaque(rgb: Floats) -> Floats:
 def _mix(base: Floats, colour: Colour | Floats, amount: Floats) -> Floats:
     """base -> colour where amount is 1."""
     share = np.clip(amount, 0, 1)[:, None]
-    return (base * (1 - share) + np.asarray(colour, np.float32) * share).astype(np.float32)
+    return np.asarray(base * (1 - share) + np.asarray(colour) * share, np.float32)
 
 
 def _soft(distance: Floats, width: float) -> Floats:
@@ -127,7 +126,7 @@ def _pattern(figure: Figure, cloth: Cloth, points: Floats, noise: Noise) -> Floa
         return _mix(base, cloth.second, 0.18 + 0.16 * worn)
     if cloth.pattern == "knit":
         rib = 0.5 + 0.5 * np.sin(2 * np.pi * across / 0.012)
-        return (base * (0.82 + 0.22 * rib[:, None])).astype(np.float32)
+        return np.asarray(base * (0.82 + 0.22 * rib[:, None]), np.float32)
     if cloth.pattern == "camouflage":
         rgb = _mix(base, cloth.second, _soft(0.3 - noise(points, 0.07), 0.1))
         dark = np.asarray(cloth.colour) * 0.45
@@ -162,7 +161,7 @@ def _folds(figure: Figure, points: Floats, noise: Noise) -> Floats:
         -(((points[:, 1] - figure.crotch) / 0.1) ** 2)
     )
     shade = -0.3 * np.exp(-((hollow / 0.06) ** 2)) - 0.3 * inner
-    return (soft + creases + shade).astype(np.float32)
+    return np.asarray(soft + creases + shade, np.float32)
 
 
 def _print(figure: Figure, cloth: Cloth, surface: Surface) -> Floats:
@@ -265,14 +264,16 @@ def skin(figure: Figure, face: Face, seed: int) -> Painter:
         points = surface.points
         x, y, z = points.T
         side = np.abs(x)
-        rgb = np.broadcast_to(tone, points.shape).astype(np.float32)
+        rgb: Floats = np.broadcast_to(tone, points.shape).astype(np.float32)
         blotch = 0.03 * noise(points, 0.05) + 0.015 * noise(points, 0.008)
         rgb = rgb * (1 + blotch)[:, None]
         front = (y > figure.chin - 0.02) & (z > figure.skull[0][2] + 0.02)
         warm = tone * np.array([1.0, 0.72, 0.68], np.float32)
 
-        def blob(cx: float, cy: float, rx: float, ry: float) -> npt.NDArray[np.float32]:
-            return np.exp(-(((side - cx) / rx) ** 2) - ((y - cy) / ry) ** 2) * front
+        def blob(cx: float, cy: float, rx: float, ry: float) -> Floats:
+            return np.asarray(
+                np.exp(-(((side - cx) / rx) ** 2) - ((y - cy) / ry) ** 2) * front, np.float32
+            )
 
         dx, dy = side - eye[0], y - eye[1]
         rgb = _mix(rgb, warm, 0.5 * blob(0.042, nose_y + 0.005, 0.022, 0.018))

@@ -153,8 +153,8 @@ def _draw_chunk(
     batch, vertices, faces = len(bones), mesh.vertices.shape[0], mesh.faces.shape[0]
     height, width = camera.height, camera.width
     blended = mesh.weights @ bones.detach().to(device).float().flatten(2)  # [B, V, 12]
-    views = wp.array(_view_records(camera), dtype=kernels.View, device=str(device))
-    lamps = wp.array(_lamp_records(light), dtype=kernels.Lamp, device=str(device))
+    views: Any = wp.array(_view_records(camera), dtype=kernels.View, device=str(device))
+    lamps: Any = wp.array(_lamp_records(light), dtype=kernels.Lamp, device=str(device))
     points = torch.empty(batch, vertices, 3, device=device)
     normals = torch.empty_like(points)
     z_buffer = torch.full(

@@ -6,7 +6,8 @@ off the gradients of other kernels in the process). Called by `posegen_ray.subje
 Legend: B images, V vertices, F triangles, S = 2 x image edge (supersampled), L texture layers.
 """
 
-# mypy: disable-error-code="valid-type,no-any-return"
+# a kernel is Warp code in Python syntax: Warp checks its types, mypy does not know them
+# mypy: ignore-errors
 from __future__ import annotations
 
 import warp as wp

@@ -1,7 +1,8 @@
 """Geometry of the demo's people: measures of a body, shells over it, lofted cloth, tubes.
 
 Works in numpy on the rest pose (T-pose, metres, y up, facing +z, left = +x). A `Part` is a piece of
-mesh with a painter, a function from surface points to colours (`posegen_ray.subjects.baking` turns it into a texture).
+mesh with a painter, a function from surface points to colours, which
+`posegen_ray.subjects.baking` turns into a texture.
 
 Legend: V vertices, F triangles, U texture coordinates, N texels, R rings of A points.
 """
@@ -72,7 +73,7 @@ class Figure:
         object.__setattr__(self, "normals", smooth_normals(self.vertices, self.faces))
 
     def joint(self, name: str) -> Floats:  # [3]
-        return self.joints[JOINT[name]]
+        return np.asarray(self.joints[JOINT[name]])
 
     @cached_property
     def crotch(self) -> float:
@@ -315,7 +316,7 @@ def hull_radius(
     support = ((points - centre) @ directions).max(0)  # [90]
     cosine = np.cos(angles[:, None] - probes[None])
     distance = np.where(cosine > 0.05, support / np.maximum(cosine, 0.05), np.inf)
-    return distance.min(1).astype(np.float32)
+    return np.asarray(distance.min(1), np.float32)
 
 
 def upright_rings(

@@ -1,0 +1,127 @@
+import pytest
+import torch
+from generation_fakes import small_bank
+
+from posegen_ray.body.rotation import geodesic_angle
+from posegen_ray.config import GeneratorConfig
+from posegen_ray.errors import ConfigError
+from posegen_ray.generation.generator import Generator, GeneratorSampler
+from posegen_ray.generation.proposal import CAMERA_CHANNELS, RealPoseSampler, facing, wrap
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make(**settings: object) -> Generator:
+    torch.manual_seed(0)
+    return Generator(GeneratorConfig(**settings), small_bank(), 3)  # type: ignore[arg-type]
+
+
+def upset(generator: Generator) -> Generator:
+    """Weights as bad as training could ever make them."""
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(30.0).add_(torch.randn(parameter.shape, generator=seeded(3)))
+    return generator
+
+
+@pytest.mark.parametrize("mode", ["residual", "noise"])
+def test_proposals_are_rotations_and_follow_the_seed(mode: str) -> None:
+    generator = make(mode=mode)
+    first, again, other = (generator.sample(16, seeded(s)) for s in (1, 1, 2))
+    rotations = first.poses.rotations
+    eye = torch.eye(3).expand_as(rotations)
+    torch.testing.assert_close(rotations @ rotations.transpose(-1, -2), eye, atol=1e-5, rtol=0)
+    assert (torch.linalg.det(rotations) > 0.99).all()
+    assert torch.equal(rotations, again.poses.rotations)
+    assert torch.equal(first.view.focal, again.view.focal)
+    assert not torch.equal(rotations, other.poses.rotations)
+
+
+def test_untrained_generator_shows_the_cameras_of_the_prior() -> None:
+    generator = make()
+    made = generator.sample(4000, seeded(0))
+    prior, _ = RealPoseSampler(generator.bank, generator.config.camera, 3)(4000, seeded(1))
+    for name in ("elevation", "roll", "distance", "focal"):
+        a, b = getattr(made.view, name).detach(), getattr(prior.view, name)
+        quantiles = torch.linspace(0.1, 0.9, 9)
+        gap = (a.quantile(quantiles) - b.quantile(quantiles)).abs().max()
+        assert gap < 0.06 * float(b.max() - b.min()), name
+    turn = wrap(made.view.azimuth - facing(made.poses.rotations)).detach()
+    assert (torch.histc(turn, 8) / 4000 - 1 / 8).abs().max() < 0.03
+
+
+def test_no_weights_can_leave_the_cameras_range_or_the_residuals_bounds() -> None:
+    generator = upset(make(recombine=0.0))
+    latent = generator.draw(256, seeded(0))
+    made = generator(latent)
+    camera = generator.config.camera
+    view = made.proposal.view
+    elevation = view.elevation.rad2deg()
+    assert elevation.min() >= camera.elevation_low - 0.1
+    assert elevation.max() <= camera.elevation_high + 0.1
+    assert view.distance.min() >= camera.distance_low - 1e-4
+    assert view.distance.max() <= camera.distance_high + 1e-4
+    turned = geodesic_angle(latent.base.rotations, made.proposal.poses.rotations)
+    assert (turned <= generator.bound.norm(dim=1) + 1e-3).all()
+    assert turned[:, [22, 23]].max() < 2e-3  # hands never move in the bank
+
+
+def test_residual_mode_turns_only_a_little_and_recombines_its_share() -> None:
+    generator = make(recombine=0.5)
+    bank = generator.bank.poses.rotations
+    base = generator.draw(400, seeded(0)).base.rotations
+    gaps = (base[:, None] - bank[None]).abs().amax((2, 3, 4)).amin(1)
+    assert 0.35 < float((gaps > 0).float().mean()) < 0.55  # a donor may be the pose itself
+
+
+@pytest.mark.parametrize("mode", ["residual", "noise"])
+def test_every_weight_gets_a_gradient(mode: str) -> None:
+    generator = make(mode=mode)
+    made = generator(generator.draw(8, seeded(0)))
+    poses, view = made.proposal.poses, made.proposal.view
+    loss = poses.rotations[:, :, 0, 1].sum() + view.azimuth.sum() + view.elevation.sum()
+    (loss + view.distance.sum()).backward()
+    for name, parameter in generator.named_parameters():
+        if name == "subject_logits":
+            continue
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_bodies_that_lie_on_their_back_keep_finite_gradients() -> None:
+    bank = small_bank()
+    lying = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
+    bank.poses.rotations[:, 0] = lying.mT  # the chest points straight up
+    generator = Generator(GeneratorConfig(), bank, 1)
+    proposal = generator.sample(8, seeded(0))
+    proposal.view.azimuth.sum().backward()
+    assert generator.camera_head.weight.grad is not None
+    assert torch.isfinite(generator.camera_head.weight.grad).all()
+
+
+def test_subjects_are_equally_likely_until_learned() -> None:
+    generator = make(learn_subject=False)
+    with torch.no_grad():
+        generator.subject_logits.copy_(torch.tensor([5.0, 0.0, 0.0]))
+    share = torch.bincount(generator.sample(3000, seeded(0)).subjects) / 3000
+    assert (share - 1 / 3).abs().max() < 0.04
+    generator.config.learn_subject = True
+    share = torch.bincount(generator.sample(3000, seeded(0)).subjects, minlength=3) / 3000
+    expected = torch.softmax(torch.tensor([5.0, 0.0, 0.0]), 0)
+    assert (share - expected).abs().max() < 0.02
+
+
+def test_sampler_names_its_poses_generated_and_keeps_no_graph() -> None:
+    proposal, names = GeneratorSampler(make())(4, seeded(0))
+    assert names == ("generated",) * 4
+    assert not proposal.poses.rotations.requires_grad
+    assert proposal.view.framing.shape == (4, 2)
+    assert CAMERA_CHANNELS == 7
+
+
+def test_unknown_mode_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mode='dream'"):
+        GeneratorConfig(mode="dream")

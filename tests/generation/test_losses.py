@@ -1,0 +1,89 @@
+import pytest
+import torch
+from generation_fakes import small_bank
+
+from posegen_ray.config import FeedbackConfig, GeneratorConfig
+from posegen_ray.errors import ConfigError
+from posegen_ray.generation.generator import Generator
+from posegen_ray.generation.losses import (
+    ambiguous,
+    camera_entropy_loss,
+    camera_spread,
+    diversity,
+    feedback_payment,
+    joint_errors,
+)
+
+BAND = FeedbackConfig(band_low=1.0, band_high=2.0)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_errors_are_mean_distances_in_mm() -> None:
+    truth = torch.randn(3, 12, 3, generator=seeded(0))
+    moved = truth + torch.tensor([0.03, 0.0, 0.04])
+    torch.testing.assert_close(joint_errors(moved, truth), torch.full((3,), 50.0))
+    perfect = truth.clone().requires_grad_()
+    joint_errors(perfect, truth).sum().backward()
+    assert perfect.grad is not None
+    assert torch.isfinite(perfect.grad).all()
+
+
+def test_payment_rises_inside_the_band_and_only_there() -> None:
+    error = torch.tensor([20.0, 60.0, 100.0, 150.0, 200.0, 350.0], requires_grad=True)
+    payment = feedback_payment(error, 100.0, BAND)
+    (slope,) = torch.autograd.grad(payment.sum(), error)
+    assert payment[0].abs() < 0.02
+    assert 0.7 < payment[4] < 1.0
+    assert slope[3] == slope.max()
+    assert slope[0] < 0.1 * slope[3]  # easy: no reward for being a little less easy
+    assert slope[5] < 0  # broken or ambiguous: less is better
+    assert 0.2 * slope[3] < slope[2]  # the band's lower end can be reached from below
+
+
+def test_payment_depends_on_the_error_on_real_poses() -> None:
+    error = torch.tensor([150.0])
+    assert feedback_payment(error, 100.0, BAND) > feedback_payment(error, 150.0, BAND)
+
+
+def test_swapped_and_depth_mirrored_answers_are_ambiguous() -> None:
+    truth = 0.4 * torch.randn(3, 12, 3, generator=seeded(1))
+    swapped = truth[:, [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]]
+    answers = torch.stack(
+        [truth[0] + 0.02, swapped[1] + 0.02, swapped[2] * torch.tensor([1.0, 1.0, -1.0])]
+    )
+    assert ambiguous(answers, truth).tolist() == [False, True, True]
+
+
+def test_diversity_prefers_answers_that_differ() -> None:
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig(), small_bank(), 1)
+    latent = generator.draw(16, seeded(0))
+    other = generator.draw(16, seeded(0))
+    object.__setattr__(other, "noise", torch.randn(16, 32, generator=seeded(5)))
+    same = diversity(generator(latent), generator(other))
+    with torch.no_grad():
+        generator.camera_head.weight.mul_(300.0)
+    assert diversity(generator(latent), generator(other)) < same
+
+
+def test_cameras_spread_is_one_for_the_prior_and_free_above_the_floor() -> None:
+    prior = torch.rand(4000, 7, generator=seeded(0))
+    assert camera_spread(prior).min() > 0.95
+    assert camera_entropy_loss(prior, 0.5) == 0
+    narrow = 0.5 + 0.1 * (prior - 0.5)
+    assert camera_spread(narrow).max() < 0.15
+    narrow.requires_grad_()
+    loss = camera_entropy_loss(narrow, 0.5)
+    (slope,) = torch.autograd.grad(loss, narrow)
+    assert loss > 0.5
+    wider = narrow - 0.01 * slope / slope.abs().max()
+    assert camera_entropy_loss(wider, 0.5) < loss
+
+
+@pytest.mark.parametrize("settings", [{"band_low": 2.0, "band_high": 1.5}, {"weight": -1.0}])
+def test_impossible_feedback_is_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"feedback"):
+        FeedbackConfig(**settings)  # type: ignore[arg-type]

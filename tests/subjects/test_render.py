@@ -1,0 +1,222 @@
+"""The two renderers agree with each other, with finite differences, and with common sense."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bodies import capsule_body, painted_subject
+
+from posegen_ray.body.camera import Camera, orbit
+from posegen_ray.body.rotation import from_axis_angle
+from posegen_ray.body.skeleton import JOINT
+from posegen_ray.config import RendererConfig
+from posegen_ray.errors import RenderError
+from posegen_ray.records import RenderRequest
+from posegen_ray.subjects.render import Renderer, make_renderer
+from posegen_ray.subjects.store import Subject
+
+CAMERA = ("rotation", "translation", "focal", "principal")
+
+
+def _rotations(batch: int, spread: float, seed: int = 0) -> torch.Tensor:
+    stream = torch.Generator().manual_seed(seed)
+    return from_axis_angle(spread * torch.randn(batch, 24, 3, generator=stream))
+
+
+def _camera(batch: int, size: int) -> Camera:
+    ones = torch.ones(batch)
+    return orbit(
+        torch.tensor([[0.0, 0.9, 0.0]]).expand(batch, 3),
+        0.3 + 1.7 * torch.arange(batch),
+        0.2 * ones,
+        0.1 * ones,
+        3.0 * ones,
+        1.1 * size * ones,
+        torch.full((batch, 2), size / 2),
+        size,
+        size,
+    )
+
+
+def _request(
+    batch: int = 3, size: int = 48, spread: float = 0.3, name: str = "capsules"
+) -> RenderRequest:
+    bones = capsule_body()(_rotations(batch, spread), torch.zeros(1, 2)).bones
+    return RenderRequest((name,) * batch, bones, _camera(batch, size))
+
+
+def _renderer(subject: Subject, **settings: object) -> Renderer:
+    return make_renderer(RendererConfig(**settings), {subject.name: subject})  # type: ignore[arg-type]
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+@pytest.mark.parametrize(("early_stop", "tolerance"), [(0.0, 1e-4), (1e-3, 2e-3)])
+def test_fused_and_reference_pictures_agree(
+    capsule_subject: Subject, early_stop: float, tolerance: float
+) -> None:
+    request = _request()
+    fused = _renderer(capsule_subject, early_stop=early_stop).render_arrays(request)
+    reference = _renderer(capsule_subject, kind="reference").render_arrays(request)
+    assert reference[..., 3].max() > 0.99
+    np.testing.assert_allclose(fused, reference, atol=tolerance)
+
+
+def test_fused_and_reference_gradients_agree(capsule_subject: Subject) -> None:
+    request = _request(batch=2)
+    weight = np.random.default_rng(0).normal(size=(2, 48, 48, 4)).astype(np.float32)
+    fused = _renderer(capsule_subject, early_stop=0.0).vjp_arrays(request, weight)
+    reference = _renderer(capsule_subject, kind="reference").vjp_arrays(request, weight)
+    for name, ours, theirs in zip(fused._fields, fused, reference, strict=True):
+        assert _cosine(ours, theirs) > 0.999, name
+        assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(theirs), rel=0.01), name
+
+
+def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> None:
+    """Over joint angles and every camera parameter, for a smooth weighting of the picture."""
+    size = 96
+    renderer = _renderer(capsule_subject, early_stop=0.0, step=0.002)
+    base = _camera(1, size)
+    rotations = _rotations(1, 0.3)
+    rows = torch.arange(size) / size
+    waves = torch.sin(7 * rows)[:, None] * torch.cos(5 * rows)[None]
+    weight = torch.stack([waves, waves.T, -waves, 0.5 * waves + rows], -1)[None]
+    body = capsule_body()
+
+    def loss(parameters: torch.Tensor) -> torch.Tensor:
+        turn = from_axis_angle(parameters[:72].view(1, 24, 3))
+        bones = body(rotations @ turn, torch.zeros(1, 2)).bones
+        camera = Camera(
+            from_axis_angle(parameters[None, 72:75]) @ base.rotation,
+            base.translation + parameters[None, 75:78],
+            base.focal + 100 * parameters[78:79],
+            base.principal + 100 * parameters[None, 79:81],
+            size,
+            size,
+        )
+        return (renderer(RenderRequest(("capsules",), bones, camera)).rgba * weight).sum()
+
+    start = torch.zeros(81, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss(start), start)
+    moving = ["pelvis", "spine2", "left_hip", "left_knee", "right_shoulder", "right_elbow"]
+    indices = [3 * JOINT[name] + axis for name in moving for axis in range(3)] + list(range(72, 81))
+    differences = []
+    with torch.no_grad():
+        for index in indices:
+            step = torch.zeros(81)
+            step[index] = 2e-3
+            differences.append(float(loss(step) - loss(-step)) / 4e-3)
+    ours, numeric = gradient[indices].numpy(), np.array(differences)
+    assert _cosine(ours[:18], numeric[:18]) > 0.99  # bones
+    for part in (slice(18, 21), slice(21, 24), slice(24, 25), slice(25, 27)):  # camera
+        assert _cosine(ours[part], numeric[part]) > 0.99
+        assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.1)
+
+
+def test_vjp_equals_autograd(capsule_subject: Subject) -> None:
+    renderer = _renderer(capsule_subject)
+    request = _request()
+    weight = np.random.default_rng(1).normal(size=(3, 48, 48, 4)).astype(np.float32)
+    leaves = [request.bones, *(getattr(request.camera, name) for name in CAMERA)]
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    camera = replace(request.camera, **dict(zip(CAMERA, leaves[1:], strict=True)))
+    rgba = renderer(replace(request, bones=leaves[0], camera=camera)).rgba
+    expected = torch.autograd.grad((rgba * torch.from_numpy(weight)).sum(), leaves)
+    for ours, theirs in zip(renderer.vjp_arrays(request, weight), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_equals_its_items_whatever_the_order_of_subjects(capsule_subject: Subject) -> None:
+    other = painted_subject("other", hue=2.0)
+    renderer = make_renderer(
+        RendererConfig(), {capsule_subject.name: capsule_subject, other.name: other}
+    )
+    request = replace(_request(batch=4), subjects=("capsules", "other", "capsules", "other"))
+    together = renderer.render_arrays(request)
+    for item in range(4):
+        alone = renderer.render_arrays(request[[item]])
+        np.testing.assert_array_equal(together[item], alone[0])
+    assert np.abs(together[0] - renderer.render_arrays(request[[0, 2]])[1]).max() > 0.1
+
+
+def test_a_limb_in_front_hides_the_trunk(capsule_subject: Subject) -> None:
+    """A forearm before the belly: its own colours show, and the trunk's beside it."""
+    rotations = torch.eye(3).repeat(1, 24, 1, 1)
+    rotations[0, JOINT["left_shoulder"]] = from_axis_angle(torch.tensor([0.0, 0.0, -1.0]))
+    rotations[0, JOINT["left_elbow"]] = from_axis_angle(torch.tensor([0.0, -2.0, 0.0]))
+    posed = capsule_body()(rotations, torch.zeros(1, 2))
+    size = 128
+    straight = orbit(
+        torch.tensor([[0.0, 0.95, 0.0]]),
+        *(torch.zeros(1) for _ in range(3)),
+        torch.tensor([3.0]),
+        torch.tensor([1.2 * size]),
+        torch.full((1, 2), size / 2),
+        size,
+        size,
+    )
+    renderer = _renderer(capsule_subject)
+    request = RenderRequest(("capsules",), posed.bones, straight)
+    picture = renderer.render_arrays(request)[0]
+    reference = _renderer(capsule_subject, kind="reference").render_arrays(request)[0]
+    np.testing.assert_allclose(picture, reference, atol=2e-3)
+    middle = 0.5 * (posed.joints[0, JOINT["left_elbow"]] + posed.joints[0, JOINT["left_wrist"]])
+    assert middle[2] > 0.13  # in front of the trunk, whose radius is 0.12
+    local = straight.rotation[0] @ middle + straight.translation[0]
+    x, y = (local[:2] / local[2] * straight.focal + straight.principal[0]).tolist()
+    # the forearm's front in the rest pose is what its posed front shows
+    inverse = torch.linalg.inv(posed.bones[0, JOINT["left_elbow"], :, :3])
+    front = middle + torch.tensor([0.0, 0.0, 0.04])
+    rest = inverse @ (front - posed.bones[0, JOINT["left_elbow"], :, 3])
+    phase = torch.tensor([0.0, 2.1, 4.2])
+    waves = torch.sin(6.0 * rest[0] + 9.0 * rest[1] + 15.0 * rest[2] + phase)
+    painted = (0.5 + 0.4 * waves).numpy()
+    np.testing.assert_allclose(picture[int(y), int(x), :3], painted, atol=0.1)
+
+
+def test_one_layer_leaves_gaps_that_four_fill(capsule_subject: Subject) -> None:
+    request = _request(batch=4, size=96, spread=0.5)
+    four = _renderer(capsule_subject, layers=4).render_arrays(request)[..., 3]
+    one = _renderer(capsule_subject, layers=1).render_arrays(request)[..., 3]
+    assert (four - one).min() > -2e-3
+    assert (four - one).max() > 0.5
+
+
+def test_nothing_in_view_is_an_empty_picture_with_zero_gradient(capsule_subject: Subject) -> None:
+    renderer = _renderer(capsule_subject)
+    request = _request(batch=1)
+    away = replace(request.camera, principal=request.camera.principal + 1000.0)
+    request = replace(request, camera=away)
+    assert not renderer.render_arrays(request).any()
+    gradients = renderer.vjp_arrays(request, np.ones((1, 48, 48, 4), np.float32))
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_more_images_than_fit_one_launch(capsule_subject: Subject) -> None:
+    request = _request(batch=18, size=24)
+    renderer = _renderer(capsule_subject)
+    together = renderer.render_arrays(request)
+    np.testing.assert_array_equal(together[17], renderer.render_arrays(request[[17]])[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"subjects": ("nobody",)}, "does not hold the subject 'nobody'"),
+        ({"subjects": ()}, "is empty"),
+        ({"bones": torch.zeros(1, 23, 3, 4)}, "bones has shape"),
+        ({"bones": torch.full((1, 24, 3, 4), torch.nan)}, "NaN"),
+        ({"bones": torch.zeros(1, 24, 3, 4, dtype=torch.float64)}, "float64"),
+    ],
+)
+def test_bad_requests_are_refused(
+    capsule_subject: Subject, change: dict[str, object], message: str
+) -> None:
+    request = replace(_request(batch=1), **change)  # type: ignore[arg-type]
+    with pytest.raises(RenderError, match=message):
+        _renderer(capsule_subject).render_arrays(request)
