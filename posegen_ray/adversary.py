@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
 from posegen_ray.errors import TrainingError
 from posegen_ray.estimators.base import PoseEstimator, limb_joints
 from posegen_ray.generation import losses
+from posegen_ray.generation.critic import CriticMemory, features
 from posegen_ray.generation.discriminator import Discriminator, HistoryPool
-from posegen_ray.generation.generator import Generated, Generator, Latent
-from posegen_ray.generation.proposal import Proposal, ProposalSampler, scene_camera
+from posegen_ray.generation.generator import Generated, Generator
+from posegen_ray.generation.proposal import Proposal, ProposalSampler, View, scene_camera
 from posegen_ray.generation.validity import ValidityChecker, add_counts
-from posegen_ray.records import RenderFn
+from posegen_ray.records import PoseBatch, RenderFn
 from posegen_ray.scene import BackgroundFn, People, assemble, mid_hip, pose_people
 from posegen_ray.subjects.background import composite
 
@@ -43,6 +44,7 @@ class StepMetrics:
     joint_limits: float
     residual: float  # mean turn of a joint away from the real pose, as a share of its bound
     discriminator: float
+    critic: float  # its mean squared error on past payments
     gradient_norm: float  # the generator's, before clipping
     valid: float  # share of valid proposals
     skipped: float  # 1 when the step was skipped because of NaN or Inf
@@ -118,7 +120,11 @@ class Adversary:
         self.discriminator = Discriminator(discriminator)
         self.history = HistoryPool(discriminator.history)
         self.generator_optimizer = torch.optim.Adam(
-            generator.parameters(), lr=feedback.learning_rate, betas=(0.5, 0.99)
+            generator.own_parameters(), lr=feedback.learning_rate, betas=(0.5, 0.99)
+        )
+        self.memory = CriticMemory(feedback.critic_memory)
+        self.critic_optimizer = torch.optim.Adam(
+            generator.critic.parameters(), lr=feedback.critic_learning_rate
         )
         self.discriminator_optimizer = torch.optim.Adam(
             self.discriminator.parameters(), lr=discriminator.learning_rate, betas=(0.5, 0.99)
@@ -166,8 +172,9 @@ class Adversary:
         metrics, generated = self._generator_step(
             count, render_fn, estimator, background, rng, reduce_fn
         )
-        discriminator_loss = self._discriminator_step(generated, rng, reduce_fn)
-        return StepMetrics(**{**metrics, "discriminator": discriminator_loss})
+        metrics["discriminator"] = self._discriminator_step(generated, rng, reduce_fn)
+        metrics["critic"] = self._critic_steps(rng, reduce_fn)
+        return StepMetrics(**metrics)
 
     def _generator_step(
         self,
@@ -191,7 +198,7 @@ class Adversary:
             assert self.reference_mm > 0, "calibrate() comes before the first step"
             with frozen(estimator):
                 answer = judge(
-                    proposal[rows],
+                    limit_gradient(proposal[rows], config.max_sample_gradient / count),
                     self.people,
                     render_fn,
                     estimator,
@@ -202,6 +209,7 @@ class Adversary:
             payments = losses.feedback_payment(answer.error, self.reference_mm, config)
             if not config.pay_ambiguous:
                 payments = payments * (~answer.ambiguous)
+            self._remember(proposal, rows, payments)
             payment = payments.sum() / count
             if self.generator.config.learn_subject:
                 gain = (payments - payments.mean()).detach()
@@ -215,15 +223,19 @@ class Adversary:
                 "ambiguous": _share(answer.ambiguous),
             }
 
-        other = self.generator(self._other_noise(latent, rng))
+        expected = payment.new_zeros(())
+        if config.weight > 0 and config.critic > 0:
+            wide = self.generator(self.generator.draw_prior(config.critic_batch, rng))
+            expected = self.generator.critic(features(wide.proposal)).mean()
         rotations = proposal.poses.rotations
         terms = {
             "realism": losses.realism_loss(self.discriminator(rotations)),
-            "diversity": losses.diversity(generated, other),
+            "diversity": losses.diversity(generated),
             "joint_limits": losses.joint_limit_loss(rotations, self.checker.limits),
         }
         loss = (
-            -config.weight * payment
+            -config.weight * (payment + config.critic * expected)
+            + config.camera_prior * generated.shift.square().sum(1).mean()
             + config.realism * terms["realism"]
             + config.diversity * terms["diversity"]
             + config.joint_limits * terms["joint_limits"]
@@ -232,14 +244,18 @@ class Adversary:
             * losses.camera_entropy_loss(generated.unit, config.camera_entropy_floor)
         )
         norm = self._update(
-            loss, self.generator, self.generator_optimizer, config.max_gradient_norm, reduce_fn
+            loss,
+            self.generator.own_parameters(),
+            self.generator_optimizer,
+            config.max_gradient_norm,
+            reduce_fn,
         )
         self._count_skip(norm is None)
         spread = losses.camera_spread(generated.unit.detach())
         metrics = {
             **measured,
-            **{name: float(term) for name, term in terms.items()},
-            "payment": float(payment),
+            **{name: float(term.detach()) for name, term in terms.items()},
+            "payment": float(payment.detach()),
             "camera_spread": float(spread.min()),
             "residual": float(generated.residual.detach().abs().mean()),
             "gradient_norm": float("nan") if norm is None else norm,
@@ -258,19 +274,43 @@ class Adversary:
         fake = self.history.mix(fake, config.history_share, rng)
         real = bank.poses.rotations[rows].to(fake)
         loss = losses.discriminator_loss(self.discriminator, real, fake, config)
-        self._update(loss, self.discriminator, self.discriminator_optimizer, 10.0, reduce_fn)
-        return float(loss)
+        parameters = list(self.discriminator.parameters())
+        self._update(loss, parameters, self.discriminator_optimizer, 10.0, reduce_fn)
+        return float(loss.detach())
+
+    def _critic_steps(self, rng: torch.Generator, reduce_fn: ReduceFn | None) -> float:
+        """The critic learns from the payments in its memory."""
+        config, critic = self.feedback, self.generator.critic
+        if config.weight == 0:
+            return float("nan")
+        losses_seen = []
+        for _ in range(config.critic_updates):
+            if len(self.memory):
+                inputs, payments = self.memory.draw(config.critic_batch, rng)
+                device = self.generator.subject_logits.device
+                loss = (critic(inputs.to(device)) - payments.to(device)).square().mean()
+            else:  # other workers may have a memory: take part in their averages
+                loss = torch.stack([p.sum() for p in critic.parameters()]).sum() * 0
+            self._update(loss, list(critic.parameters()), self.critic_optimizer, 10.0, reduce_fn)
+            losses_seen.append(float(loss.detach()))
+        return sum(losses_seen) / len(losses_seen)
+
+    @torch.no_grad()
+    def _remember(self, proposal: Proposal, rows: list[int], payments: Tensor) -> None:
+        inputs = features(proposal)
+        paid = torch.full((len(proposal),), self.feedback.invalid_payment).to(inputs)
+        paid[rows] = payments.detach().to(inputs)
+        self.memory.add(inputs, paid)
 
     def _update(
         self,
         loss: Tensor,
-        module: nn.Module,
+        parameters: list[nn.Parameter],
         optimizer: torch.optim.Optimizer,
         max_norm: float,
         reduce_fn: ReduceFn | None,
     ) -> float | None:
         """Backward, average over workers, clip, step. None, and no change, when not finite."""
-        parameters = [p for p in module.parameters() if p.requires_grad]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         for parameter in parameters:  # workers must agree on what there is to average
@@ -294,10 +334,6 @@ class Adversary:
         rows: list[int] = validity.valid.nonzero()[:, 0].tolist()
         return rows
 
-    def _other_noise(self, latent: Latent, rng: torch.Generator) -> Latent:
-        noise = torch.randn(latent.noise.shape, generator=rng)
-        return replace(latent, noise=noise.to(latent.noise))
-
     def _count_skip(self, skipped: bool) -> None:
         self.skipped = self.skipped + 1 if skipped else 0
         self.skipped_total += int(skipped)
@@ -315,7 +351,9 @@ class Adversary:
             "discriminator": self.discriminator.state_dict(),
             "generator_optimizer": self.generator_optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            "history": self.history.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            # what this worker has seen: each worker has its own
+            "history": {"fakes": self.history.state_dict(), "payments": self.memory.state_dict()},
             "reference_mm": self.reference_mm,
             "skipped": self.skipped,
             "skipped_total": self.skipped_total,
@@ -327,7 +365,9 @@ class Adversary:
         self.discriminator.load_state_dict(state["discriminator"])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-        self.history.load_state_dict(state["history"])
+        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        self.history.load_state_dict(state["history"]["fakes"])
+        self.memory.load_state_dict(state["history"]["payments"])
         self.reference_mm = float(state["reference_mm"])
         self.skipped = int(state["skipped"])
         self.skipped_total = int(state["skipped_total"])
@@ -348,6 +388,43 @@ def frozen(estimator: PoseEstimator) -> Iterator[None]:
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
         estimator.train(training)
+
+
+class _LimitGradient(torch.autograd.Function):
+    """The identity, whose gradient is scaled down to a largest norm for each row."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, largest: float) -> Tensor:
+        ctx.largest = largest
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0]
+        norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
+        scale = (ctx.largest / norm).clamp_max(1.0)
+        return grad * scale.reshape(-1, *[1] * (grad.dim() - 1)), None
+
+
+def limit_gradient(proposal: Proposal, largest: float) -> Proposal:
+    """The same proposal; what flows back to each sample's pose and view is bounded in norm.
+
+    An estimator's error is steep and rough on the scale of pixels: without a bound, a few samples
+    outshout all others, and the slope over degrees and metres is lost.
+    """
+
+    def limited(rows: Tensor) -> Tensor:
+        return _LimitGradient.apply(rows, largest)  # type: ignore[no-any-return]
+
+    poses, view = proposal.poses, proposal.view
+    angles = limited(torch.stack([view.azimuth, view.elevation, view.roll, view.distance], 1))
+    # focal lengths are hundreds of pixels: bound their gradient in units of the focal length
+    focal = view.focal.detach() * limited((view.focal / view.focal.detach())[:, None])[:, 0]
+    return Proposal(
+        PoseBatch(limited(poses.rotations), poses.translation),
+        View(*angles.unbind(1), focal, view.framing),
+        proposal.subjects,
+    )
 
 
 def _seeds(count: int, rng: torch.Generator) -> list[int]:

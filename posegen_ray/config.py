@@ -269,7 +269,7 @@ class FineTuneConfig:
     interpolation: float = 0.7  # 0: the pre-trained weights, 1: the fine-tuned ones (WiSE-FT)
     mirrored: bool = True  # also train on left/right mirrored copies
     augmented_copies: int = 0  # turned, scaled and recoloured copies of each image
-    max_feature_mb: int = 1500  # kept features of one stage
+    max_feature_mb: int = 1500  # kept features
     online_learning_rate: float = 3e-5  # updates between adversarial rounds
     online_cut: str = "late"
 
@@ -314,14 +314,14 @@ class CameraRangeConfig:
     def __post_init__(self) -> None:
         require(
             -85 < self.elevation_low <= self.elevation_high < 85,
-            f"camera elevation [{self.elevation_low}, {self.elevation_high}] is not inside (-85, 85).",
+            f"camera elevation {self.elevation_low} to {self.elevation_high} is not inside (-85, 85).",
             "Straight up and down leave the roll undefined; choose smaller angles.",
         )
         require(
             0 < self.distance_low <= self.distance_high
             and 0 < self.fill_low <= self.fill_high < 1,
             "camera distance and fill must be positive with low <= high, and fill below 1.",
-            "Set distance_low, distance_high (metres), fill_low and fill_high (shares of the frame).",
+            "Set distance_low and _high in metres, fill_low and _high as shares of the frame.",
         )
         require(
             0 <= self.framing < 0.5 and 0 <= self.roll <= 180,
@@ -345,10 +345,12 @@ class GeneratorConfig:
     layers: int = 3
     residual_degrees: float = 15.0  # residual mode: no joint turns by more about any axis
     residual_prior: float = 0.5  # spread of the turns before learning, as a share of that bound
-    residual_shift: float = 0.7  # how far learning may move them, as a share of that bound
+    residual_shift: float = 0.5  # how far learning may move them, as a share of that bound
     recombine: float = 0.25  # residual mode: share of poses with arms or legs of another real pose
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 2.0  # how far the camera may move from its prior, in logits
+    candidates: int = 8  # of which the one is kept that the critic expects to be paid for; 1: off
+    temperature: float = 0.05  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
 
     def __post_init__(self) -> None:
@@ -365,7 +367,12 @@ class GeneratorConfig:
         require(
             0 < self.residual_degrees < 90 and self.residual_prior >= 0 <= self.residual_shift,
             "generator residual_degrees must lie in (0, 90), residual_prior and _shift be >= 0.",
-            "The defaults are 15, 0.5 and 0.7.",
+            "The defaults are 15, 0.5 and 0.5.",
+        )
+        require(
+            self.candidates >= 1 and self.temperature > 0,
+            f"generator candidates={self.candidates}, temperature={self.temperature} is no good.",
+            "Use at least one candidate and a positive temperature.",
         )
         require(
             0 <= self.recombine <= 1 and self.camera_shift >= 0,
@@ -415,12 +422,20 @@ class FeedbackConfig:
     through_image: bool = True  # gradient through estimator and renderer
     through_ground_truth: bool = True  # gradient through the ground-truth joints
     realism: float = 1.0  # weight of the discriminator
-    diversity: float = 0.1  # weight of mode seeking
+    critic: float = 1.0  # weight of the payment that the critic expects, beside the rendered one
+    critic_batch: int = 64  # proposals that the critic judges, and payments it learns from, a step
+    critic_updates: int = 8  # of the critic, a step
+    critic_memory: int = 2048  # latest payments that it learns from
+    critic_learning_rate: float = 1e-3
+    invalid_payment: float = -0.5  # what the critic expects for proposals that are rejected
+    diversity: float = 0.5  # weight of mode seeking
+    camera_prior: float = 0.02  # weight of the camera's distance from its prior
     camera_entropy: float = 0.1  # weight of the floor on the camera's spread
     camera_entropy_floor: float = 0.5  # share of the prior's spread that is kept free of charge
     joint_limits: float = 10.0  # weight of the soft joint limits
-    residual: float = 0.1  # weight of the size of pose residuals
+    residual: float = 0.3  # weight of the size of pose residuals
     learning_rate: float = 1e-3
+    max_sample_gradient: float = 1.0  # of a rendered payment to a sample's pose or view, per radian
     max_gradient_norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -429,11 +444,18 @@ class FeedbackConfig:
             f"feedback band [{self.band_low}, {self.band_high}] is empty.",
             "Set 0 < feedback.band_low < feedback.band_high.",
         )
-        weights = (self.weight, self.overshoot, self.realism, self.diversity, self.camera_entropy)
+        weights = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
+        weights = (*weights, self.camera_prior, self.camera_entropy)
         require(
             min(*weights, self.joint_limits, self.residual) >= 0,
             "feedback weights must not be negative.",
             "Use 0 to switch a term off.",
+        )
+        require(
+            min(self.critic_batch, self.critic_updates, self.critic_memory) >= 1
+            and self.critic_learning_rate > 0,
+            "feedback critic_batch, critic_updates, critic_memory and _learning_rate must be > 0.",
+            "Set feedback.critic=0 and generator.candidates=1 to do without the critic.",
         )
         require(
             self.softness > 0 and self.learning_rate > 0 and self.max_gradient_norm > 0,

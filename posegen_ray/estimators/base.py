@@ -58,11 +58,13 @@ class PoseEstimator(nn.Module, ABC):
 
     def stem(
         self,
-        images: Tensor,  # [B, 3, S, S]
+        images: Tensor,  # [B, 3, S, S], or the features at `start`
         cut: str,
+        start: str = WHOLE,
     ) -> Tensor:  # [B, ...] features
-        """What the part before the cut makes of the images."""
+        """What the part between `start` (an earlier cut, or the same) and the cut makes of it."""
         self.check_cut(cut)
+        self.check_cut(start)
         return images
 
     def head(

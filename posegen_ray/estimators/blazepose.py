@@ -74,13 +74,15 @@ class BlazePose(PoseEstimator):
 
     def stem(
         self,
-        images: Tensor,  # [B, 3, 256, 256]
+        images: Tensor,  # [B, 3, 256, 256], or the features at `start`
         cut: str,
+        start: str = WHOLE,
     ) -> Tensor:  # [B, C, h, w]; full: early 88 x 16 x 16, late 144 x 8 x 8
         self.check_cut(cut)
-        if cut == WHOLE:
+        self.check_cut(start)
+        if cut == start:
             return images
-        return self.graph.run(self.graph.input, images, (self._entry[cut],))[0]
+        return self.graph.run(self._entry[start], images, (self._entry[cut],))[0]
 
     def head(self, features: Tensor, cut: str) -> Estimate:
         self.check_cut(cut)

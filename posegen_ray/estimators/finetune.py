@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import FineTuneConfig, FineTuneStageConfig
-from posegen_ray.errors import CheckpointError, DataError, ResourceError
+from posegen_ray.errors import CheckpointError, DataError, ResourceError, TrainingError
 from posegen_ray.estimators.augment import augment, mirror
 from posegen_ray.estimators.base import PoseEstimator, centred, limb_joints
 from posegen_ray.records import Samples
@@ -38,7 +38,7 @@ _FEATURE_BATCH = 16
 class FineTuneProgress:
     """Where fine-tuning is; handed to the `progress` callback."""
 
-    phase: str  # e.g. "late: features", "late: training"
+    phase: str  # "features", then e.g. "late: training"
     done: int
     total: int
     loss: float  # metres, mean absolute error per coordinate; NaN while features are computed
@@ -61,55 +61,68 @@ def finetune(
 ) -> PoseEstimator:
     """A fine-tuned copy of the estimator; the original is not touched.
 
-    The same arguments give the same weights. For a checkpoint between stages, call `run_stage` and
-    `interpolate` yourself: that is all this function does.
+    The same arguments give the same weights. For a checkpoint between stages, call
+    `keep_features`, `run_stage` and `interpolate` yourself: that is all this function does.
 
     Raises:
         DataError: no samples, wrong image size, or labels that are not finite.
-        ResourceError: the features of a stage would not fit into config.max_feature_mb.
+        ResourceError: the kept features would not fit into config.max_feature_mb.
+        TrainingError: a gradient is not finite.
     """
-    check_samples(estimator, samples)
     tuned = deepcopy(estimator)
+    stages = [stage for stage in config.stages if stage.steps > 0]
     if validate is not None:
         validate("start", tuned)
-    for stage in config.stages:
-        run_stage(tuned, samples, stage, config, seed, progress)
-        if validate is not None:
-            validate(stage.cut, tuned)
+    if stages:
+        kept = keep_features(tuned, samples, config, seed, progress)
+        for stage in stages:
+            run_stage(tuned, kept, stage, seed, progress)
+            if validate is not None:
+                validate(stage.cut, tuned)
     interpolate(estimator, tuned, config.interpolation)
     if validate is not None:
         validate("end", tuned)
     return tuned
 
 
+@dataclass(frozen=True)
+class KeptFeatures:
+    """Features at the first cut that any stage needs, and their labels."""
+
+    cut: str
+    features: Tensor  # [N, ...] float16
+    labels: Tensor  # [N, 12, 3] metres, mid-hip at 0
+
+
 def run_stage(
     estimator: PoseEstimator,
-    samples: Samples,
+    kept: KeptFeatures,
     stage: FineTuneStageConfig,
-    config: FineTuneConfig,
     seed: int,
     progress: ProgressFn | None = None,
 ) -> None:
     """One stage, in place: Adam on the L1 error of the 12 joints, cosine decay to zero."""
-    check_samples(estimator, samples)
-    if stage.steps == 0:
-        return
-    features, labels = _kept_features(estimator, samples, stage.cut, config, seed, progress)
+    features, labels = _advance(estimator, kept, stage.cut), kept.labels
     device = next(estimator.parameters()).device
     parameters = estimator.tail_parameters(stage.cut)
     order = _batches(len(labels), stage.batch_size, torch_stream(seed, "finetune", stage.cut))
     with _open_for_training(parameters):
-        optimizer = torch.optim.Adam(parameters, stage.learning_rate, betas=_BETAS)
+        optimizer = torch.optim.Adam(parameters, stage.learning_rate, betas=_BETAS, fused=True)
         for step in range(stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * _schedule(step, stage)
             rows = next(order)
-            batch = features[rows].to(device).float()
-            estimate = estimator.head(batch, stage.cut)
+            estimate = estimator.head(features[rows].to(device).float(), stage.cut)
             loss = _loss(limb_joints(estimate, estimator.joint_names), labels[rows].to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM, error_if_nonfinite=True)
+            norm = nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
+            if not torch.isfinite(norm):
+                raise TrainingError(
+                    f"Fine-tuning of {estimator.name} diverged at step {step} of the stage "
+                    f"{stage.cut!r} (gradient norm {norm.item()}).",
+                    f"Lower its learning rate ({stage.learning_rate}).",
+                )
             optimizer.step()
             if progress is not None:
                 phase = f"{stage.cut}: training"
@@ -150,19 +163,26 @@ def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
 # --- offline: kept features -----------------------------------------------------------------------
 
 
-def _kept_features(
+def keep_features(
     estimator: PoseEstimator,
     samples: Samples,
-    cut: str,
     config: FineTuneConfig,
     seed: int,
-    progress: ProgressFn | None,
-) -> tuple[Tensor, Tensor]:  # features [N, ...] float16, labels [N, 12, 3]
-    """Features at the cut for every image, its mirrored and its augmented copies."""
+    progress: ProgressFn | None = None,
+) -> KeptFeatures:
+    """Features of every image, its mirrored and its augmented copies, for all stages.
+
+    They are taken at the first cut of any stage: no stage trains what lies before it, so they stay
+    true, and can be made again when fine-tuning is resumed between stages.
+
+    Raises:
+        DataError, ResourceError: as `finetune`.
+    """
+    check_samples(estimator, samples)
+    cut = min((stage.cut for stage in config.stages), key=estimator.cuts.index)
     device = next(estimator.parameters()).device
-    generator = torch_stream(seed, "finetune", "augment")  # the same copies at every cut
-    copies = 1 + int(config.mirrored) + config.augmented_copies
-    total = copies * len(samples)
+    generator = torch_stream(seed, "finetune", "augment")
+    total = len(samples) * (1 + int(config.mirrored) + config.augmented_copies)
     features = torch.empty(0)
     labels = torch.empty(total, len(LIMB_JOINT_NAMES), 3)
     done = 0
@@ -171,12 +191,12 @@ def _kept_features(
             rows = slice(first, first + _FEATURE_BATCH)
             images = samples.images[rows].float() / 255
             joints = centred(samples.joints[rows].float())
-            variants = [(images, joints)]
+            copies = [(images, joints)]
             if config.mirrored:
-                variants.append(mirror(images, joints))
+                copies.append(mirror(images, joints))
             for _ in range(config.augmented_copies):
-                variants.append(augment(images, joints, generator))
-            for picture, label in variants:
+                copies.append(augment(images, joints, generator))
+            for picture, label in copies:
                 value = estimator.stem(picture.to(device), cut).cpu()
                 if done == 0:
                     features = _room(value.shape[1:], total, config.max_feature_mb, cut)
@@ -184,8 +204,21 @@ def _kept_features(
                 labels[done : done + len(value)] = label
                 done += len(value)
             if progress is not None:
-                progress(FineTuneProgress(f"{cut}: features", done, total, math.nan))
-    return features, labels
+                progress(FineTuneProgress("features", done, total, math.nan))
+    return KeptFeatures(cut, features, labels)
+
+
+def _advance(estimator: PoseEstimator, kept: KeptFeatures, cut: str) -> Tensor:  # [N, ...] float16
+    """The kept features carried on to a later cut, by the weights as they are now."""
+    if cut == kept.cut:
+        return kept.features
+    device = next(estimator.parameters()).device
+    parts = []
+    with torch.no_grad():
+        for part in kept.features.split(_FEATURE_BATCH):
+            value = estimator.stem(part.to(device).float(), cut, kept.cut)
+            parts.append(value.half().cpu())
+    return torch.cat(parts)
 
 
 def _room(shape: torch.Size, count: int, max_mb: int, cut: str) -> Tensor:
@@ -264,7 +297,7 @@ class FineTuner:
         self.skipped = 0  # steps whose gradient was not finite
         self._parameters = estimator.tail_parameters(self.cut)
         self._optimizer = torch.optim.Adam(
-            self._parameters, config.online_learning_rate, betas=_BETAS
+            self._parameters, config.online_learning_rate, betas=_BETAS, fused=True
         )
         for parameter in self._parameters:  # so that the state has its full shape from the start
             self._optimizer.state[parameter] = {

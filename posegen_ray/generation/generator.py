@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from posegen_ray.body.rotation import from_6d, from_axis_angle, to_6d
 from posegen_ray.body.skeleton import NUM_JOINTS
 from posegen_ray.config import GeneratorConfig
+from posegen_ray.generation.critic import Critic, features
 from posegen_ray.generation.proposal import (
     CAMERA_CHANNELS,
     GENERATED,
@@ -39,6 +40,15 @@ class Latent:
     def __len__(self) -> int:
         return len(self.base)
 
+    def __getitem__(self, index: Tensor) -> Latent:
+        return Latent(
+            self.noise[index],
+            self.unit[index],
+            self.turn[index],
+            self.base[index],
+            self.subject[index],
+        )
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -47,7 +57,9 @@ class Generated:
     proposal: Proposal
     latent: Latent
     unit: Tensor  # [B, 7] in (0, 1): the camera's place in its range
+    shift: Tensor  # [B, 7] in (-1, 1): how far it was moved from the prior, of what is allowed
     residual: Tensor  # [B, 24, 3] in (-1, 1): change of the base pose, in bounds; 0 in noise mode
+    prior_residual: Tensor  # [B, 24, 3] the same before learning
     subject_log_probability: Tensor  # [B] for a score-function gradient to the choice
 
 
@@ -60,6 +72,8 @@ class Generator(nn.Module):
     Residual mode treats poses alike: a real pose (some have limbs of another), whose joints turn
     by small random angles, moved by a learned shift, never beyond `residual_degrees` or the
     joint's own spread in the real poses. Noise mode makes 6D rotations from noise alone.
+
+    Of several candidates, the critic chooses the one to keep (at random until it has learned).
 
     Args:
         config: sizes and bounds.
@@ -87,6 +101,7 @@ class Generator(nn.Module):
         self.pose_head = nn.Linear(inputs, NUM_JOINTS * (3 if config.mode == "residual" else 6))
         self.camera_head = nn.Linear(inputs, CAMERA_CHANNELS)
         self.subject_logits = nn.Parameter(torch.zeros(num_subjects))
+        self.critic = Critic()
         for head in (self.pose_head, self.camera_head):
             nn.init.normal_(head.weight, std=1e-3)
             nn.init.zeros_(head.bias)
@@ -97,8 +112,27 @@ class Generator(nn.Module):
             with torch.no_grad():
                 self.pose_head.bias.copy_(to_6d(mean).flatten())
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """All but the critic's, which learns from other data."""
+        return [p for name, p in self.named_parameters() if not name.startswith("critic.")]
+
+    @torch.no_grad()
     def draw(self, count: int, rng: torch.Generator) -> Latent:
-        """Latents of `count` proposals."""
+        """Latents of `count` proposals, each chosen from candidates."""
+        candidates = self.config.candidates
+        latent = self.draw_prior(count * candidates, rng)
+        if candidates == 1:
+            return latent
+        generated: Generated = self(latent)
+        score = self.critic(features(generated.proposal)) / self.config.temperature
+        chance = torch.softmax(score.unflatten(0, (count, candidates)).double(), 1)
+        if not bool(torch.isfinite(chance).all()):
+            chance = torch.ones_like(chance)
+        place = torch.multinomial(chance, 1, generator=rng)[:, 0]
+        return latent[torch.arange(count) * candidates + place]
+
+    def draw_prior(self, count: int, rng: torch.Generator) -> Latent:
+        """Latents without a choice."""
         base = self.bank.poses[self.bank.draw(count, rng)]
         donors = self.bank.poses.rotations[self.bank.draw(count, rng)]
         rotations = recombine(base.rotations, donors, self.config.recombine, rng)
@@ -125,25 +159,28 @@ class Generator(nn.Module):
         raw = self.pose_head(hidden)
         if config.mode == "residual":
             shift = config.residual_shift * torch.tanh(raw.unflatten(-1, (NUM_JOINTS, 3)))
+            prior_residual = torch.tanh(config.residual_prior * latent.turn)
             residual = torch.tanh(config.residual_prior * latent.turn + shift)
             turned = base.rotations @ from_axis_angle(residual * self.bound)
             poses = PoseBatch(turned, base.translation)
         else:
-            residual = raw.new_zeros(len(latent), NUM_JOINTS, 3)
+            residual = prior_residual = raw.new_zeros(len(latent), NUM_JOINTS, 3)
             rotations = from_6d(raw.unflatten(-1, (NUM_JOINTS, 6)))
             poses = PoseBatch(rotations, base.translation)
-        shift = config.camera_shift * torch.tanh(self.camera_head(hidden))
-        moved = torch.sigmoid(torch.logit(unit) + shift)
+        shift = torch.tanh(self.camera_head(hidden))
+        moved = torch.sigmoid(torch.logit(unit) + config.camera_shift * shift)
         # the azimuth is a circle: a shift may carry it past its ends, up to half a turn
         limit = min(0.5, config.camera_shift / 4)
-        azimuth = torch.remainder(latent.unit[:, :1] + limit * torch.tanh(shift[:, :1]), 1.0)
+        azimuth = torch.remainder(latent.unit[:, :1] + limit * shift[:, :1], 1.0)
         moved = torch.cat([azimuth, moved[:, 1:]], 1)
         # no gradient through the heading: it is undefined for a body that lies on its back
         heading = facing(base.rotations if config.mode == "residual" else poses.rotations).detach()
         view = view_from_unit(moved, config.camera, heading)
         subjects, subject_log_probability = self._subjects(latent.subject)
         proposal = Proposal(poses, view, subjects)
-        return Generated(proposal, latent, moved, residual, subject_log_probability)
+        return Generated(
+            proposal, latent, moved, shift, residual, prior_residual, subject_log_probability
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Proposal:
         """`count` new proposals. Differentiable in the weights."""

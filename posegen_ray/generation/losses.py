@@ -17,6 +17,7 @@ from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
 from posegen_ray.generation.discriminator import Discriminator
 from posegen_ray.generation.generator import Generated
 from posegen_ray.generation.limits import JointLimits
+from posegen_ray.generation.proposal import CAMERA_CHANNELS
 
 _SWAPPED = list(mirrored(LIMB_JOINT_NAMES))
 
@@ -59,22 +60,25 @@ def feedback_payment(
 
 
 def diversity(
-    first: Generated,
-    second: Generated,
-    cap: float = 1.0,
+    generated: Generated,
+    kept: float = 0.9,
 ) -> Tensor:  # []
-    """Mode seeking (Mao et al. 2019): different noise must give different changes.
+    """Mode seeking (Mao et al. 2019): different randomness must give different answers.
 
-    The distance between two answers, relative to the distance of their noises, is rewarded up to
-    `cap`. Both must come from the same base poses, subjects and cameras' priors.
+    Distances between the answers to neighbours in the batch, relative to the distances that the
+    prior gave for the same randomness (noise mode: between their noises), are rewarded up to
+    `kept`. It costs nothing to an untrained generator, and pulls it in no direction.
     """
-    noise = (first.latent.noise - second.latent.noise).norm(dim=1)
-    pose = first.proposal.poses.rotations - second.proposal.poses.rotations
-    camera = first.unit - second.unit
-    camera = torch.cat([_circular(camera[:, :1]), camera[:, 1:]], 1)
-    apart = (pose.square().sum((1, 2, 3)) + 1e-10).sqrt() + (camera.square().sum(1) + 1e-10).sqrt()
-    ratio = apart / noise.clamp_min(1e-6) * math.sqrt(first.latent.noise.shape[1])
-    loss: Tensor = -ratio.clamp_max(cap).mean()
+    ratios = [_apart(generated.unit) / _apart(generated.latent.unit).clamp_min(1e-6)]
+    if bool((generated.prior_residual != 0).any()):
+        made, prior = generated.residual.flatten(1), generated.prior_residual.flatten(1)
+        ratios.append(_apart(made) / _apart(prior).clamp_min(1e-6))
+    else:
+        pose = generated.proposal.poses.rotations[:, 1:].flatten(1)
+        noise = generated.latent.noise
+        scale = 4.0 / math.sqrt(noise.shape[1])  # real poses lie about 4 apart
+        ratios.append(_apart(pose) / (scale * _apart(noise)).clamp_min(1e-6))
+    loss: Tensor = -torch.stack(ratios).clamp_max(kept).mean()
     return loss
 
 
@@ -125,6 +129,11 @@ def discriminator_loss(
     return loss
 
 
-def _circular(difference: Tensor) -> Tensor:
-    """A difference of turns, wrapped to half a turn."""
-    return difference - torch.round(difference.detach())
+def _apart(
+    rows: Tensor,  # [B, N]
+) -> Tensor:  # [B] distance of each row from the next one
+    difference = rows - rows.roll(1, 0)
+    if rows.shape[1] == CAMERA_CHANNELS:  # the first channel is an angle, in turns
+        turn = difference[:, :1] - torch.round(difference[:, :1].detach())
+        difference = torch.cat([turn, difference[:, 1:]], 1)
+    return (difference.square().sum(1) + 1e-10).sqrt()

@@ -160,13 +160,14 @@ def _blur(picture: Tensor, factor: int) -> Tensor:
 
 def _noise(size: int, stream: np.random.Generator, channels: int, detail: int = 5) -> Tensor:
     """Smooth noise of several octaves, about zero mean and unit range."""
-    total = torch.zeros(channels, size, size)
-    for octave in range(detail):
+    total = torch.zeros(1, channels, 3, 3)
+    for octave in range(detail):  # from coarse to fine; only the last step has the full size
         cells = 3 * 2**octave
-        coarse = torch.from_numpy(stream.normal(0, 1, (1, channels, cells, cells)))
-        fine = F.interpolate(coarse.float(), size=size, mode="bilinear", align_corners=False)
-        total += fine[0] / 1.8**octave
-    return total / 2
+        if octave:
+            total = F.interpolate(total, size=cells, mode="bilinear", align_corners=False)
+        fresh = stream.standard_normal((1, channels, cells, cells), dtype=np.float32)
+        total = total + torch.from_numpy(fresh) / 1.8**octave
+    return F.interpolate(total, size=size, mode="bilinear", align_corners=False)[0] / 2
 
 
 def _colour(stream: np.random.Generator) -> Tensor:  # [3, 1, 1], mostly muted

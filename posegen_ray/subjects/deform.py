@@ -167,5 +167,5 @@ def _dilation(
         unlike = (np.minimum(body_weights[near], weights[index]).sum(1) < _SAME_PART) & (along > 0)
         if unlike.any():
             radius = (away[unlike] ** 2).sum(1) / (2 * along[unlike])
-            allowed[index] = min(shell, max(2 * _SHARE_OF_GAP * radius.min(), 0.3 * shell))
+            allowed[index] = min(shell, max(2 * _SHARE_OF_GAP * radius.min(), 0.5 * shell))
     return allowed

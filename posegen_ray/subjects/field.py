@@ -100,20 +100,21 @@ def body_field(
     """A grey field whose density follows the body surface: where fitting starts."""
     vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
     vertices, faces, _ = largest_piece(vertices, body.faces.cpu().numpy())
-    margin = config.shell + 2 * config.voxel
+    margin = config.shell + 3 * config.voxel
     low = vertices.min(0) - margin
     count = np.ceil((vertices.max(0) + margin - low) / config.voxel).astype(int) + 1
     axes = [np.arange(n) * config.voxel + start for n, start in zip(count, low, strict=True)]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     distance = _signed_distance(vertices, faces, places, margin).reshape(tuple(count))
 
+    # a cell is active when any of its corners is near, so that density fades before it ends
     near = torch.from_numpy((distance < config.shell) & (distance > -config.inner))
     active = torch.zeros_like(near)
-    active[:-1, :-1, :-1] = True
+    inner = active[:-1, :-1, :-1]
     for dx in (0, 1):
         for dy in (0, 1):
             for dz in (0, 1):
-                active[:-1, :-1, :-1] &= near[
+                inner |= near[
                     dx : near.shape[0] - 1 + dx,
                     dy : near.shape[1] - 1 + dy,
                     dz : near.shape[2] - 1 + dz,

@@ -30,8 +30,8 @@ from posegen_ray.subjects.store import Subject, SubjectManifest
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
 _CARVING_FRAMES = 40  # pictures whose masks vote on the first densities
-_MAJORITY = 0.85  # share of votes above which a place starts as part of the person
-_MINORITY = 0.6  # share of votes below which it cannot become part of it
+_MAJORITY = 0.95  # share of votes above which a place starts as part of the person
+_MINORITY = 0.88  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
 _SHOWN = 0.005  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import map_coordinates
+import warp as wp
 
 from posegen_ray.seeding import numpy_stream
+from posegen_ray.subjects import raycast_kernels as kernels
 from posegen_ray.subjects.tailoring import Figure, Floats, Painter, Surface
+from posegen_ray.subjects.warp_cache import prepare
 
 Colour = tuple[float, float, float]
 
@@ -47,12 +49,20 @@ class Noise:
         points: Floats,  # [N, 3]
         cell: float | tuple[float, float, float],  # metres
     ) -> Floats:  # [N]
-        scaled = points / np.asarray(cell, np.float32)
-        low = np.floor(scaled)
-        part = scaled - low
-        smooth = low % self._EDGE + part * part * (3 - 2 * part)
-        value = map_coordinates(self._lattice, smooth.T, order=1, mode="grid-wrap", prefilter=False)
-        return np.asarray(1.7 * value, np.float32)
+        prepare("cpu", kernels.__name__)
+        scaled = np.ascontiguousarray(points / np.asarray(cell), np.float32)
+        values = np.empty(len(points), np.float32)
+        wp.launch(
+            kernels.value_noise,
+            dim=len(points),
+            inputs=[
+                wp.array(self._lattice, dtype=wp.float32, device="cpu", copy=False),
+                wp.array(scaled, dtype=wp.vec3, device="cpu", copy=False),
+            ],
+            outputs=[wp.array(values, dtype=wp.float32, device="cpu", copy=False)],
+            device="cpu",
+        )
+        return 1.7 * values
 
 
 def _opaque(rgb: Floats) -> Floats:
@@ -145,12 +155,13 @@ def _folds(figure: Figure, points: Floats, noise: Noise) -> Floats:
     """Brightness of creases: soft everywhere, sharp rings where joints bend the cloth."""
     soft = 0.05 * noise(points, (0.05, 0.16, 0.05)) + 0.03 * noise(points, (0.03, 0.07, 0.03))
     creases = np.zeros(len(points), np.float32)
+    wander = 1.9 * noise(points, 0.05) + 3 * noise(points, 0.07)
     for side in ("left_", "right_"):
         for name, reach in (("knee", 0.1), ("ankle", 0.1), ("elbow", 0.09), ("hip", 0.09)):
             centre = figure.joint(side + name)
             distance = np.linalg.norm(points - centre, axis=1)
             along = points[:, 0] if name == "elbow" else points[:, 1]
-            wave = np.sin(95 * (along + 0.02 * noise(points, 0.05)) + 3 * noise(points, 0.07))
+            wave = np.sin(95 * along + wander)
             creases += 0.09 * wave * np.exp(-((distance / reach) ** 2))
     level = np.exp(-(((points[:, 1] - figure.waist - 0.04) / 0.05) ** 2))
     creases += 0.06 * level * np.sin(80 * points[:, 1] + 2.5 * noise(points, 0.06))

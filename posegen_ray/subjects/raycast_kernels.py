@@ -1,7 +1,8 @@
-"""Warp kernels of the textured-mesh renderer: z-buffer and shading. One source for CPU and CUDA.
+"""Warp kernels of the textured-mesh renderer: z-buffer, shading, noise. One source: CPU and CUDA.
 
 None of them has a gradient (`enable_backward=False` per kernel: the global switch would also turn
-off the gradients of other kernels in the process). Called by `posegen_ray.subjects.raycast` only.
+off the gradients of other kernels in the process). Called by `raycast`, `baking` and `paint` in
+this package.
 
 Legend: B images, V vertices, F triangles, S = 2 x image edge (supersampled), L texture layers.
 """
@@ -236,3 +237,41 @@ def shade(
             nearest = wp.min(nearest, depth)
     rgba[item, row, column] = total / wp.float32(samples * samples)
     depths[item, row, column] = nearest
+
+
+@wp.kernel(enable_backward=False)
+def value_noise(
+    lattice: wp.array3d(dtype=wp.float32),  # [E, E, E], repeated in all directions
+    points: wp.array(dtype=wp.vec3),  # [N] in lattice cells
+    values: wp.array(dtype=wp.float32),  # [N] out
+) -> None:
+    """Smoothly interpolated lattice values, for painting textures."""
+    index = wp.tid()
+    edge = lattice.shape[0]
+    point = points[index]
+    x = wp.floor(point[0])
+    y = wp.floor(point[1])
+    z = wp.floor(point[2])
+    right = point[0] - x
+    up = point[1] - y
+    ahead = point[2] - z
+    right = right * right * (3.0 - 2.0 * right)
+    up = up * up * (3.0 - 2.0 * up)
+    ahead = ahead * ahead * (3.0 - 2.0 * ahead)
+    i = (wp.int32(x) % edge + edge) % edge
+    j = (wp.int32(y) % edge + edge) % edge
+    k = (wp.int32(z) % edge + edge) % edge
+    i2 = (i + 1) % edge
+    j2 = (j + 1) % edge
+    k2 = (k + 1) % edge
+    near = wp.lerp(
+        wp.lerp(lattice[i, j, k], lattice[i2, j, k], right),
+        wp.lerp(lattice[i, j2, k], lattice[i2, j2, k], right),
+        up,
+    )
+    far = wp.lerp(
+        wp.lerp(lattice[i, j, k2], lattice[i2, j, k2], right),
+        wp.lerp(lattice[i, j2, k2], lattice[i2, j2, k2], right),
+        up,
+    )
+    values[index] = wp.lerp(near, far, ahead)

@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from posegen_ray.body.camera import Camera
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import EstimatorConfig, FineTuneConfig, FineTuneStageConfig
-from posegen_ray.errors import CheckpointError, ConfigError, DataError, ResourceError
+from posegen_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, TrainingError
 from posegen_ray.estimators import load_estimator, predict
 from posegen_ray.estimators.augment import augment, mirror
 from posegen_ray.estimators.base import Estimate, PoseEstimator, centred
 from posegen_ray.estimators.crop import CropSpec
-from posegen_ray.estimators.finetune import FineTuner, finetune, interpolate, run_stage
+from posegen_ray.estimators.finetune import (
+    FineTuner,
+    finetune,
+    interpolate,
+    keep_features,
+    run_stage,
+)
 from posegen_ray.records import Samples
 
 
@@ -37,8 +43,8 @@ class Toy(PoseEstimator):
     def forward(self, images: Tensor) -> Estimate:
         return self.head(self.stem(images, "late"), "late")
 
-    def stem(self, images: Tensor, cut: str) -> Tensor:
-        return images if cut == "image" else torch.relu(self.first(images)).flatten(1)
+    def stem(self, images: Tensor, cut: str, start: str = "image") -> Tensor:
+        return images if cut == start else torch.relu(self.first(images)).flatten(1)
 
     def head(self, features: Tensor, cut: str) -> Estimate:
         if cut == "image":
@@ -109,7 +115,7 @@ def test_stages_run_one_by_one_equal_the_whole():
     for stage in CONFIG.stages:
         resumed = Toy()
         resumed.load_state_dict(stepwise.state_dict())  # as from a checkpoint
-        run_stage(resumed, samples, stage, CONFIG, 0)
+        run_stage(resumed, keep_features(resumed, samples, CONFIG, 0), stage, 0)
         stepwise = resumed
     interpolate(Toy(), stepwise, 0.7)
     assert torch.equal(stepwise.last.weight, whole.last.weight)
@@ -118,9 +124,17 @@ def test_stages_run_one_by_one_equal_the_whole():
 
 def test_a_stage_trains_only_what_lies_behind_its_cut():
     tuned = Toy()
-    run_stage(tuned, make_samples(20), FineTuneStageConfig("late", 5, 8, 1e-2), CONFIG, 0)
+    config = replace(CONFIG, stages=[FineTuneStageConfig("late", 5, 8, 1e-2)])
+    run_stage(tuned, keep_features(tuned, make_samples(20), config, 0), config.stages[0], 0)
     assert torch.equal(tuned.first.weight, Toy().first.weight)
     assert not torch.equal(tuned.last.weight, Toy().last.weight)
+
+
+def test_a_stage_that_diverges_says_so():
+    kept = keep_features(Toy(), make_samples(20), CONFIG, 0)
+    kept.features[3] = float("inf")
+    with pytest.raises(TrainingError, match=r"diverged at step .* stage 'image'.*Lower its learn"):
+        run_stage(Toy(), kept, CONFIG.stages[1], 0)
 
 
 def test_interpolation_goes_part_of_the_way():
@@ -135,7 +149,7 @@ def test_progress_reaches_its_end():
     finetune(Toy(), make_samples(20), CONFIG, 0, progress=steps.append)
     ends = {p.phase: (p.done, p.total) for p in steps}
     assert ends["late: training"] == (150, 150)
-    assert ends["image: features"] == (20, 20)
+    assert ends["features"] == (20, 20)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -158,7 +172,7 @@ def test_wrong_or_no_images_are_refused():
 def test_features_beyond_the_memory_limit_are_refused_before_they_are_made():
     config = replace(CONFIG, max_feature_mb=1, augmented_copies=20)
     with pytest.raises(ResourceError, match="max_feature_mb=1"):
-        run_stage(Toy(), make_samples(200), FineTuneStageConfig("image"), config, 0)
+        keep_features(Toy(), make_samples(200), config, 0)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_proposals_are_rotations_and_follow_the_seed(mode: str) -> None:
 
 def test_untrained_generator_shows_the_cameras_of_the_prior() -> None:
     generator = make()
-    made = generator.sample(4000, seeded(0))
+    made = generator.sample(4000, seeded(0))  # the critic knows nothing yet: any candidate will do
     prior, _ = RealPoseSampler(generator.bank, generator.config.camera, 3)(4000, seeded(1))
     for name in ("elevation", "roll", "distance", "focal"):
         a, b = getattr(made.view, name).detach(), getattr(prior.view, name)
@@ -84,7 +84,7 @@ def test_every_weight_gets_a_gradient(mode: str) -> None:
     loss = poses.rotations[:, :, 0, 1].sum() + view.azimuth.sum() + view.elevation.sum()
     (loss + view.distance.sum()).backward()
     for name, parameter in generator.named_parameters():
-        if name == "subject_logits":
+        if name == "subject_logits" or name.startswith("critic."):
             continue
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
@@ -125,3 +125,16 @@ def test_sampler_names_its_poses_generated_and_keeps_no_graph() -> None:
 def test_unknown_mode_is_refused() -> None:
     with pytest.raises(ConfigError, match="mode='dream'"):
         GeneratorConfig(mode="dream")
+
+
+def test_critic_chooses_among_candidates_what_it_expects_to_be_paid_for() -> None:
+    generator = make(candidates=8, temperature=0.02)
+
+    def high(inputs: torch.Tensor) -> torch.Tensor:
+        return inputs[:, -3]  # the elevation
+
+    before = generator.sample(400, seeded(0)).view.elevation.mean()
+    generator.critic.forward = high  # type: ignore[method-assign]
+    after = generator.sample(400, seeded(0)).view.elevation
+    assert after.mean() > before + 0.4
+    assert after.max().rad2deg() <= generator.config.camera.elevation_high + 0.1

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from generation_fakes import small_bank
@@ -57,16 +59,27 @@ def test_swapped_and_depth_mirrored_answers_are_ambiguous() -> None:
     assert ambiguous(answers, truth).tolist() == [False, True, True]
 
 
-def test_diversity_prefers_answers_that_differ() -> None:
+@pytest.mark.parametrize("mode", ["residual", "noise"])
+def test_diversity_punishes_answers_that_are_all_alike(mode: str) -> None:
     torch.manual_seed(0)
-    generator = Generator(GeneratorConfig(), small_bank(), 1)
-    latent = generator.draw(16, seeded(0))
-    other = generator.draw(16, seeded(0))
-    object.__setattr__(other, "noise", torch.randn(16, 32, generator=seeded(5)))
-    same = diversity(generator(latent), generator(other))
+    generator = Generator(GeneratorConfig(mode=mode), small_bank(), 1)
     with torch.no_grad():
-        generator.camera_head.weight.mul_(300.0)
-    assert diversity(generator(latent), generator(other)) < same
+        generator.pose_head.weight.mul_(3.0)
+    made = generator(generator.draw(32, seeded(0)))
+    alike = replace(
+        made,
+        unit=0.5 + 0.05 * (made.unit - 0.5),
+        residual=0.1 * made.residual,
+        proposal=replace(made.proposal, poses=made.proposal.poses[[0] * 32]),
+    )
+    assert diversity(made) < diversity(alike) - 0.3
+
+
+def test_diversity_leaves_an_untrained_generator_alone() -> None:
+    generator = Generator(GeneratorConfig(), small_bank(), 1)
+    diversity(generator(generator.draw(32, seeded(0)))).backward()
+    assert generator.camera_head.weight.grad is not None
+    assert generator.camera_head.weight.grad.abs().max() == 0
 
 
 def test_cameras_spread_is_one_for_the_prior_and_free_above_the_floor() -> None:

@@ -112,7 +112,7 @@ def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> No
             step[index] = 2e-3
             differences.append(float(loss(step) - loss(-step)) / 4e-3)
     ours, numeric = gradient[indices].numpy(), np.array(differences)
-    assert _cosine(ours[:18], numeric[:18]) > 0.99  # bones
+    assert _cosine(ours[:18], numeric[:18]) > 0.97  # bones; creases of the cage are not smooth
     for part in (slice(18, 21), slice(21, 24), slice(24, 25), slice(25, 27)):  # camera
         assert _cosine(ours[part], numeric[part]) > 0.99
         assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.1)
@@ -147,8 +147,9 @@ def test_a_batch_equals_its_items_whatever_the_order_of_subjects(capsule_subject
 def test_a_limb_in_front_hides_the_trunk(capsule_subject: Subject) -> None:
     """A forearm before the belly: its own colours show, and the trunk's beside it."""
     rotations = torch.eye(3).repeat(1, 24, 1, 1)
-    rotations[0, JOINT["left_shoulder"]] = from_axis_angle(torch.tensor([0.0, 0.0, -1.0]))
-    rotations[0, JOINT["left_elbow"]] = from_axis_angle(torch.tensor([0.0, -2.0, 0.0]))
+    down, forward = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, -0.6, 0.0])
+    rotations[0, JOINT["left_shoulder"]] = from_axis_angle(forward) @ from_axis_angle(down)
+    rotations[0, JOINT["left_elbow"]] = from_axis_angle(torch.tensor([0.0, -1.8, 0.0]))
     posed = capsule_body()(rotations, torch.zeros(1, 2))
     size = 128
     straight = orbit(
@@ -166,17 +167,23 @@ def test_a_limb_in_front_hides_the_trunk(capsule_subject: Subject) -> None:
     reference = _renderer(capsule_subject, kind="reference").render_arrays(request)[0]
     np.testing.assert_allclose(picture, reference, atol=2e-3)
     middle = 0.5 * (posed.joints[0, JOINT["left_elbow"]] + posed.joints[0, JOINT["left_wrist"]])
-    assert middle[2] > 0.13  # in front of the trunk, whose radius is 0.12
+    assert middle[2] > 0.17  # in front of the trunk: radii 0.12 and 0.04
     local = straight.rotation[0] @ middle + straight.translation[0]
     x, y = (local[:2] / local[2] * straight.focal + straight.principal[0]).tolist()
     # the forearm's front in the rest pose is what its posed front shows
     inverse = torch.linalg.inv(posed.bones[0, JOINT["left_elbow"], :, :3])
     front = middle + torch.tensor([0.0, 0.0, 0.04])
     rest = inverse @ (front - posed.bones[0, JOINT["left_elbow"], :, 3])
+    belly = torch.tensor([middle[0], middle[1], 0.12])
+    shown = picture[int(y), int(x), :3]
+    assert np.abs(shown - _paint(rest)).max() < 0.2
+    assert np.abs(shown - _paint(belly)).max() > 0.4
+
+
+def _paint(place: torch.Tensor) -> np.ndarray:
+    """The colours of `bodies.painted_subject`."""
     phase = torch.tensor([0.0, 2.1, 4.2])
-    waves = torch.sin(6.0 * rest[0] + 9.0 * rest[1] + 15.0 * rest[2] + phase)
-    painted = (0.5 + 0.4 * waves).numpy()
-    np.testing.assert_allclose(picture[int(y), int(x), :3], painted, atol=0.1)
+    return (0.5 + 0.4 * torch.sin(place @ torch.tensor([6.0, 9.0, 15.0]) + phase)).numpy()
 
 
 def test_one_layer_leaves_gaps_that_four_fill(capsule_subject: Subject) -> None:

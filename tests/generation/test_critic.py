@@ -1,0 +1,65 @@
+import torch
+from generation_fakes import small_bank
+
+from posegen_ray.body.rotation import about_axis
+from posegen_ray.config import CameraRangeConfig
+from posegen_ray.generation.critic import Critic, CriticMemory, features
+from posegen_ray.generation.proposal import Proposal, RandomSampler, View
+from posegen_ray.records import PoseBatch
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def proposals(count: int, seed: int = 0) -> Proposal:
+    return RandomSampler(small_bank(), CameraRangeConfig(), 1)(count, seeded(seed))[0]
+
+
+def test_person_and_camera_turned_together_look_the_same() -> None:
+    proposal = proposals(8)
+    turn = torch.full((8,), 2.1)
+    rotations = proposal.poses.rotations.clone()
+    rotations[:, 0] = about_axis(1, turn) @ rotations[:, 0]
+    view = proposal.view
+    turned = Proposal(
+        PoseBatch(rotations, proposal.poses.translation),
+        View(
+            view.azimuth + turn,
+            view.elevation,
+            view.roll,
+            view.distance,
+            view.focal,
+            view.framing,
+        ),
+        proposal.subjects,
+    )
+    torch.testing.assert_close(features(turned), features(proposal), atol=1e-4, rtol=0)
+
+
+def test_critic_expects_nothing_until_it_has_learned_what_is_paid() -> None:
+    torch.manual_seed(0)
+    critic = Critic()
+    inputs = features(proposals(256))
+    assert critic(inputs).abs().max() == 0
+    paid = inputs[:, -3].clone()  # say, elevation is paid for
+    optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        (critic(inputs) - paid).square().mean().backward()
+        optimizer.step()
+    unseen = features(proposals(128, seed=1))
+    error = (critic(unseen) - unseen[:, -3]).square().mean()
+    assert error < 0.3 * unseen[:, -3].var()
+
+
+def test_memory_keeps_the_latest_finite_payments() -> None:
+    memory, again = CriticMemory(10), CriticMemory(10)
+    inputs = features(proposals(6))
+    memory.add(inputs, torch.arange(6.0))
+    memory.add(inputs, torch.arange(6.0, 12.0))
+    assert memory.payments.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+    memory.add(inputs[:1], torch.tensor([float("nan")]))
+    assert memory.payments[-1] == 11
+    again.load_state_dict(memory.state_dict())
+    assert torch.equal(again.draw(5, seeded(0))[0], memory.draw(5, seeded(0))[0])

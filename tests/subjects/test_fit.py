@@ -1,0 +1,121 @@
+"""A fit recovers a person from pictures, and refuses captures it cannot use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bodies import capsule_body, painted_subject
+
+from posegen_ray.body.camera import orbit
+from posegen_ray.body.rotation import from_axis_angle
+from posegen_ray.config import CageConfig, FitConfig, RendererConfig
+from posegen_ray.errors import DataError
+from posegen_ray.records import PoseBatch, RenderRequest
+from posegen_ray.subjects.capture import Capture, split_rgba
+from posegen_ray.subjects.deform import build_cage
+from posegen_ray.subjects.field import body_field
+from posegen_ray.subjects.fit import carve, fit_subject, prune
+from posegen_ray.subjects.render import make_renderer
+
+FRAMES, SIZE = 24, 96
+CONFIG = FitConfig(cage=CageConfig(vertices=700, shell=0.04, voxel=0.015), steps=120)
+
+
+@pytest.fixture(scope="module")
+def capture() -> Capture:
+    """Pictures of the painted capsule figure; every fourth is held out."""
+    stream = torch.Generator().manual_seed(0)
+    rotations = from_axis_angle(0.15 * torch.randn(FRAMES, 24, 3, generator=stream))
+    ones = torch.ones(FRAMES)
+    camera = orbit(
+        torch.tensor([[0.0, 0.9, 0.0]]).expand(FRAMES, 3),
+        2.4 * torch.arange(FRAMES),
+        0.8 * torch.rand(FRAMES, generator=stream) - 0.3,
+        0.0 * ones,
+        3.0 * ones,
+        1.2 * SIZE * ones,
+        torch.full((FRAMES, 2), SIZE / 2),
+        SIZE,
+        SIZE,
+    )
+    bones = capsule_body()(rotations, torch.zeros(1, 2)).bones
+    renderer = make_renderer(RendererConfig(), {"capsules": painted_subject()})
+    rgba = renderer.render_arrays(RenderRequest(("capsules",) * FRAMES, bones, camera))
+    images, masks = split_rgba(torch.from_numpy(rgba))
+    return Capture(
+        name="painted",
+        body="capsules",
+        shape=torch.zeros(2),
+        images=images,
+        masks=masks,
+        poses=PoseBatch(rotations, torch.zeros(FRAMES, 3)),
+        camera=camera,
+        held_out=torch.arange(FRAMES) % 4 == 3,
+        licence="CC0",
+        source="painted capsules",
+    )
+
+
+def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
+    steps: list[tuple[int, int]] = []
+    subject = fit_subject(capture, capsule_body(), CONFIG, 0, lambda *at: steps.append(at))
+    manifest = subject.manifest
+    assert manifest.psnr_person > 24
+    assert manifest.psnr_full > manifest.psnr_person
+    assert (manifest.name, manifest.body, manifest.held_out_frames) == ("painted", "capsules", 6)
+    assert manifest.capture_sha256 == capture.sha256()
+    assert steps == [(i + 1, 120) for i in range(120)]
+    assert subject.field.values[:, :3].min() >= 0
+    assert subject.field.values[:, :3].max() <= 1
+
+
+def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
+    short = replace(CONFIG, steps=6)
+    first, second, other = (
+        fit_subject(capture, capsule_body(), short, seed) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first.field.values, second.field.values)
+    assert first.manifest == second.manifest
+    assert not torch.equal(first.field.values, other.field.values)
+
+
+def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
+    body = capsule_body()
+    bones = body(capture.poses.rotations, torch.zeros(1, 2)).bones
+    cage = build_cage(body, capture.shape, CONFIG.cage)
+    field = body_field(body, capture.shape, CONFIG.cage)
+    carved_cage, carved = carve(capture, bones, cage, field, list(range(0, FRAMES, 2)))
+    assert len(carved.values) < 0.9 * len(field.values)
+    assert carved_cage.dilation.mean() < 0.8 * cage.dilation.mean()
+    # every place inside the body is still there
+    inside = field.values[:, 3] > 0
+    assert int((carved.values[:, 3] > 0).sum()) >= int(inside.sum())
+
+
+def test_pruning_keeps_what_is_occupied() -> None:
+    subject = painted_subject()
+    occupied = subject.field.values[:, 3] > -2
+    cage, field = prune(subject.cage, subject.field, occupied)
+    kept = {tuple(place) for place in np.round(field.positions().numpy(), 4).tolist()}
+    wanted = np.round(subject.field.positions()[occupied].numpy(), 4).tolist()
+    assert all(tuple(place) in kept for place in wanted)
+    assert len(field.values) < len(subject.field.values)
+    assert (cage.dilation <= subject.cage.dilation).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"body": "anny"}, "was made with the body 'anny'"),
+        ({"shape": torch.zeros(3)}, "3 shape values"),
+        ({"held_out": torch.ones(FRAMES, dtype=torch.bool)}, "are held out"),
+    ],
+)
+def test_captures_that_cannot_be_fitted_are_refused(
+    capture: Capture, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        fit_subject(replace(capture, **change), capsule_body(), CONFIG, 0)  # type: ignore[arg-type]

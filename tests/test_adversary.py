@@ -1,0 +1,276 @@
+from collections.abc import Sequence
+
+import pytest
+import torch
+from bodies import capsule_body
+from test_scene import bank, people
+
+from posegen_ray.adversary import Adversary, frozen, judge
+from posegen_ray.body.camera import project
+from posegen_ray.body.rotation import from_axis_angle
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, LIMB_JOINTS
+from posegen_ray.config import (
+    CameraRangeConfig,
+    DiscriminatorConfig,
+    FeedbackConfig,
+    GeneratorConfig,
+    RendererConfig,
+    ValidityConfig,
+)
+from posegen_ray.errors import TrainingError
+from posegen_ray.estimators.base import Estimate, PoseEstimator
+from posegen_ray.estimators.crop import CropSpec
+from posegen_ray.generation.generator import Generator
+from posegen_ray.generation.proposal import Proposal, RealPoseSampler, SourceSampler, View
+from posegen_ray.generation.validity import ValidityChecker
+from posegen_ray.records import PoseBatch, RenderRequest, RenderResult
+from posegen_ray.scene import People
+from posegen_ray.subjects.render import make_renderer
+from posegen_ray.subjects.store import Subject
+
+SIZE = 32
+
+
+def soft_dots(request: RenderRequest) -> RenderResult:
+    """A cheap picture, smooth in bones and camera: a blob for each limb joint, in 3 colours."""
+    rest = capsule_body().joint_template[list(LIMB_JOINTS)]
+    bones = request.bones[:, list(LIMB_JOINTS)]
+    joints = (bones[..., :3] @ rest[..., None])[..., 0] + bones[..., 3]
+    pixels = project(request.camera, joints)
+    grid = torch.arange(request.camera.width) + 0.5
+    across = (grid - pixels[..., :1]).square()
+    down = (grid - pixels[..., 1:]).square()
+    blobs = torch.exp(-(across[:, :, None, :] + down[..., None]) / 18)
+    colours = torch.stack([blobs[:, i::3].sum(1) for i in range(3)], -1).clamp_max(1)
+    return RenderResult(torch.cat([colours, colours.amax(-1, keepdim=True)], -1))
+
+
+class Guesser(PoseEstimator):
+    """A fixed, random, smooth network."""
+
+    name = "guesser"
+    joint_names = LIMB_JOINT_NAMES
+    input_size = SIZE
+    crop = CropSpec(size=SIZE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 8, 5, 4),
+                torch.nn.Tanh(),
+                torch.nn.Flatten(),
+                torch.nn.Linear(8 * 49, 36),
+            )
+
+    def forward(self, images: torch.Tensor) -> Estimate:
+        return Estimate(self.layers(images).unflatten(1, (12, 3)) * 0.3)
+
+
+def grey(seeds: Sequence[int], size: int) -> torch.Tensor:
+    return torch.full((len(seeds), 3, size, size), 0.4)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def adversary(feedback: FeedbackConfig | None = None, **settings: object) -> Adversary:
+    torch.manual_seed(0)
+    config = ValidityConfig()
+    checker = ValidityChecker(config, capsule_body(), people().shapes, bank().poses.rotations)
+    return Adversary(
+        Generator(GeneratorConfig(**settings), bank(), 2),  # type: ignore[arg-type]
+        feedback or FeedbackConfig(),
+        DiscriminatorConfig(history=64),
+        people(),
+        checker,
+        max_skipped_steps=3,
+    )
+
+
+def calibrated(**settings: object) -> Adversary:
+    made = adversary(**settings)  # type: ignore[arg-type]
+    made.calibrate(soft_dots, Guesser(), SourceSampler(bank(), 2), grey, 16, seeded(0))
+    return made
+
+
+def step(made: Adversary, number: int) -> dict[str, float]:
+    return made.step(6, soft_dots, Guesser(), grey, seeded(number)).as_dict()
+
+
+def weights(made: Adversary) -> torch.Tensor:
+    modules = (made.generator, made.discriminator)
+    return torch.cat([p.detach().flatten() for m in modules for p in m.parameters()])
+
+
+def test_step_changes_generator_discriminator_and_critic_but_not_the_estimator() -> None:
+    made, estimator = calibrated(), Guesser()
+    before = [p.clone() for p in estimator.parameters()]
+    heads = [m.weight.clone() for m in (made.generator.camera_head, made.generator.pose_head)]
+    critic = made.generator.critic.layers[0].weight.clone()  # type: ignore[union-attr, operator]
+    judge_before = torch.cat([p.detach().flatten() for p in made.discriminator.parameters()])
+    for number in range(2):
+        metrics = made.step(6, soft_dots, estimator, grey, seeded(number))
+    assert metrics.skipped == 0
+    assert made.reference_mm > 0
+    after = [m.weight for m in (made.generator.camera_head, made.generator.pose_head)]
+    assert all(not torch.equal(a, b) for a, b in zip(heads, after, strict=True))
+    assert not torch.equal(critic, made.generator.critic.layers[0].weight)  # type: ignore[arg-type]
+    judge_after = torch.cat([p.detach().flatten() for p in made.discriminator.parameters()])
+    assert not torch.equal(judge_before, judge_after)
+    assert all(
+        torch.equal(a, b) and b.grad is None
+        for a, b in zip(before, estimator.parameters(), strict=True)
+    )
+    assert made.counts["drawn"] == 12
+
+
+def test_resumed_training_equals_uninterrupted_training() -> None:
+    whole, first, second = calibrated(), calibrated(), adversary()
+    for number in range(4):
+        step(whole, number)
+    for number in range(2):
+        step(first, number)
+    second.load_state_dict(first.state_dict())
+    for number in range(2, 4):
+        step(second, number)
+    assert torch.equal(weights(whole), weights(second))
+    assert whole.counts == second.counts
+
+
+def test_steps_with_nan_change_nothing_are_counted_and_stop_the_run() -> None:
+    made = calibrated()
+    before = weights(made)
+
+    def broken(request: RenderRequest) -> RenderResult:
+        return RenderResult(soft_dots(request).rgba * float("nan"))
+
+    for number in range(2):
+        metrics = made.step(4, broken, Guesser(), grey, seeded(number))
+        assert metrics.skipped == 1
+    generator = len(torch.cat([p.flatten() for p in made.generator.parameters()]))
+    assert torch.equal(before[:generator], weights(made)[:generator])
+    assert made.skipped_total == 2
+    with pytest.raises(TrainingError, match="3 adversarial steps in a row"):
+        made.step(4, broken, Guesser(), grey, seeded(9))
+
+
+def test_without_feedback_nothing_is_rendered() -> None:
+    made = adversary(FeedbackConfig(weight=0.0))
+
+    def forbidden(request: RenderRequest) -> RenderResult:
+        raise AssertionError("rendered")
+
+    metrics = made.step(4, forbidden, Guesser(), grey, seeded(0))
+    assert metrics.skipped == 0
+    assert metrics.error_mm != metrics.error_mm  # NaN
+
+
+def test_workers_share_their_gradients() -> None:
+    made, seen = calibrated(), []
+    made.step(4, soft_dots, Guesser(), grey, seeded(0), lambda p: seen.append(len(list(p))))
+    expected = [
+        len(made.generator.own_parameters()),
+        len(list(made.discriminator.parameters())),
+        *[len(list(made.generator.critic.parameters()))] * made.feedback.critic_updates,
+    ]
+    assert seen == expected
+
+
+def offset(proposal: Proposal, by: torch.Tensor) -> Proposal:
+    """Turns every joint by by[:, :72] and moves the view by by[:, 72:76]."""
+    turn = from_axis_angle(by[:, :72].unflatten(1, (24, 3)))
+    view = proposal.view
+    return Proposal(
+        PoseBatch(proposal.poses.rotations @ turn, proposal.poses.translation),
+        View(
+            view.azimuth + by[:, 72],
+            view.elevation + by[:, 73],
+            view.roll + by[:, 74],
+            view.distance * (1 + by[:, 75]),
+            view.focal,
+            view.framing,
+        ),
+        proposal.subjects,
+    )
+
+
+@pytest.mark.parametrize(("image", "truth"), [(True, True), (True, False), (False, True)])
+def test_each_gradient_path_agrees_with_finite_differences(image: bool, truth: bool) -> None:
+    proposal, _ = RealPoseSampler(bank(), CameraRangeConfig(), 2)(3, seeded(0))
+    estimator, backgrounds = Guesser(), grey(range(3), SIZE)
+    still = judge(proposal, people(), soft_dots, estimator, backgrounds)
+
+    def error(by: torch.Tensor, image: bool = True, truth: bool = True) -> torch.Tensor:
+        moved = offset(proposal, by)
+        return judge(moved, people(), soft_dots, estimator, backgrounds, image, truth).error.sum()
+
+    by = torch.zeros(3, 76, requires_grad=True)
+    (gradient,) = torch.autograd.grad(error(by, image, truth), by)
+    if not (image and truth):  # the other path's share is the whole minus this one
+        (whole,) = torch.autograd.grad(error(by), by)
+        (rest,) = torch.autograd.grad(error(by, not image, not truth), by)
+        torch.testing.assert_close(gradient, whole - rest, atol=1e-2, rtol=1e-2)
+        return
+    columns = [*range(0, 24), *range(36, 60), 72, 73, 74, 75]
+    measured = torch.zeros(3, len(columns))
+    for place, column in enumerate(columns):
+        for row in range(3):
+            nudge = torch.zeros(3, 76)
+            nudge[row, column] = 3e-3
+            with torch.no_grad():
+                measured[row, place] = (error(nudge) - error(-nudge)) / 6e-3
+    analytic = gradient[:, columns]
+    cosine = torch.nn.functional.cosine_similarity(analytic.flatten(), measured.flatten(), dim=0)
+    assert cosine > 0.995
+    large = analytic.abs() > analytic.abs().median()
+    assert (analytic.sign() == measured.sign())[large].float().mean() > 0.97
+    assert still.error.shape == (3,)
+
+
+def test_feedback_moves_the_generator_towards_what_the_estimator_gets_wrong() -> None:
+    """An estimator that is wrong where the camera stands high, and a generator that finds out."""
+
+    class Flat(Guesser):
+        """Sees the truth through the renderer's alpha channel; fails with elevation."""
+
+        def forward(self, images: torch.Tensor) -> Estimate:
+            return Estimate(images[:, 0, 0, 0][:, None, None].expand(-1, 12, 3) * 0.5)
+
+    def tell_tale(request: RenderRequest) -> RenderResult:
+        height = -request.camera.rotation[:, 2, 1]  # sine of the elevation
+        rgba = height[:, None, None, None].expand(-1, SIZE, SIZE, 4)
+        return RenderResult(torch.cat([rgba[..., :3], torch.ones_like(rgba[..., 3:])], -1))
+
+    feedback = FeedbackConfig(through_ground_truth=False, pay_ambiguous=True, band_high=3.0)
+    made = adversary(feedback, candidates=1)
+    made.reference_mm = 300.0
+    before = made.generator.sample(300, seeded(5)).view.elevation.mean()
+    for number in range(30):
+        made.step(16, tell_tale, Flat(), grey, seeded(number))
+    after = made.generator.sample(300, seeded(5)).view.elevation.mean()
+    assert after > before + 0.15
+
+
+def test_frozen_estimator_gets_its_state_back() -> None:
+    estimator = Guesser().train()
+    estimator.layers[0].weight.requires_grad_(False)  # type: ignore[union-attr, operator]
+    with frozen(estimator):
+        assert not estimator.training
+        assert not any(p.requires_grad for p in estimator.parameters())
+    assert estimator.training
+    assert [p.requires_grad for p in estimator.parameters()] == [False, True, True, True]
+
+
+def test_real_renderer_passes_the_feedback_to_pose_and_camera(capsule_subject: Subject) -> None:
+    who = People(("capsules",), torch.zeros(1, 2), capsule_body())
+    render = make_renderer(RendererConfig(), {"capsules": capsule_subject})
+    proposal, _ = RealPoseSampler(bank(), CameraRangeConfig(), 1)(2, seeded(0))
+    by = torch.zeros(2, 76, requires_grad=True)
+    answer = judge(offset(proposal, by), who, render, Guesser(), grey(range(2), SIZE), True, False)
+    (gradient,) = torch.autograd.grad(answer.error.sum(), by)
+    assert torch.isfinite(gradient).all()
+    assert gradient[:, 3:72].abs().max() > 0
+    assert gradient[:, 72:].abs().max() > 0

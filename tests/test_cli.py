@@ -1,0 +1,75 @@
+"""The command line: one clear line an error, and exit codes that scripts can trust."""
+
+import pytest
+
+from posegen_ray.cli import COMMANDS, main
+
+
+def test_help_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+def test_no_command_is_a_usage_error(capsys):
+    assert main([]) == 2
+    assert main(["dance"]) == 2
+    assert "no command 'dance'" in capsys.readouterr().err
+
+
+def test_unknown_setting_is_one_line_and_code_2(capsys):
+    assert main(["doctor", "trainig.rounds=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("posegen: Unknown setting 'trainig.rounds'.")
+    assert error.count("\n") == 1
+
+
+def test_doctor_says_what_is_missing_and_why(capsys):
+    main(["doctor", "body.smpl_folder=/nowhere"])
+    text = capsys.readouterr().out
+    assert "blazepose-full" in text
+    assert "none in /nowhere; needed for body=smpl" in text
+    assert "experiment=demo, small, tiny" in text
+
+
+def test_assets_list_shows_licences(capsys):
+    assert main(["assets", "list"]) == 0
+    assert "Apache-2.0" in capsys.readouterr().out
+
+
+def test_unknown_asset_and_action(capsys):
+    assert main(["assets", "fetch", "gold"]) == 1
+    assert "gold" in capsys.readouterr().err
+    assert main(["assets", "sell"]) == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "report"])
+def test_run_must_be_named_and_exist(command, capsys, tmp_path):
+    assert main([command, "runtime=inprocess"]) == 2
+    assert "run=<run folder>" in capsys.readouterr().err
+    assert main([command, "runtime=inprocess", f"run={tmp_path}"]) == 2
+    assert "not the configuration of a run" in capsys.readouterr().err
+
+
+def test_run_folder_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert main(["train", "runtime=inprocess", f"run_dir={tmp_path}/file/run"]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_missing_capture_is_named(capsys, tmp_path):
+    assert main(["fit"]) == 2
+    assert main(["fit", f"capture={tmp_path}/none"]) == 1
+    assert "none" in capsys.readouterr().err
+
+
+def test_missing_subject_is_named(capsys, tmp_path):
+    arguments = ["subject=folder", f"subject.folder={tmp_path}", "subject.names=[zoe]"]
+    code = main(["train", "runtime=inprocess", f"run_dir={tmp_path}/run", *arguments])
+    assert code == 1
+    assert "no subject 'zoe'" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_settings(capsys, tmp_path):
+    assert main(["train", f"resume={tmp_path}"]) == 2
+    assert "not the configuration of a run" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""Configuration: what is wrong is found while it is composed, and the message says how to fix it."""
+
+import pytest
+
+from posegen_ray.compose import compose_config, dump_config, known_keys, read_config
+from posegen_ray.config import ExperimentConfig, RunConfig
+from posegen_ray.errors import ConfigError
+
+
+def test_defaults_compose_and_survive_a_round_trip(tmp_path):
+    config = compose_config([])
+    assert config.run_dir == "runs/demo"
+    assert config.runtime.name == "ray"
+    dump_config(config, tmp_path / "config.yaml")
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("traning.rounds=3", r"Unknown setting 'traning.rounds'.*Did you mean training.rounds"),
+        ("training.round=3", r"Unknown setting 'training.round'.*training.rounds"),
+        ("nonsense=1", "Unknown setting 'nonsense'"),
+        ("training.rounds=many", r"'many'.*Integer.*training.rounds"),
+        ("training.rounds=-1", r"training.rounds=-1 must be at least 1"),
+        ("experiment.images_per_arm=-5", "images_per_arm=-5"),
+        ("experiment.seeds=[]", "seeds"),
+        ("experiment.seeds=[1,1]", "distinct"),
+        ("experiment.arms=[posegen]", "baseline"),
+        ("experiment.arms=[baseline,magic]", "magic"),
+        ("runtime=moonbase", "no configuration runtime/moonbase"),
+        ("estimator.variant=huge", "huge"),
+        ("training.estimator_batch_size=7", "odd"),
+        ("n=0", "n=0"),
+        ("generator.mode=dream", "dream"),
+        ("motion.ood=[walk]", "walk"),
+    ],
+)
+def test_bad_settings_are_named(override, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_config([override])
+
+
+def test_batches_must_divide_over_the_workers():
+    with pytest.raises(ConfigError, match="3 train worker"):
+        compose_config(["runtime.train_workers=3", "training.estimator_batch_size=16"])
+
+
+@pytest.mark.parametrize("experiment", ["demo", "small", "tiny"])
+def test_every_experiment_composes(experiment):
+    config = compose_config([f"experiment={experiment}"])
+    assert isinstance(config, RunConfig)
+    assert config.experiment.name == experiment
+
+
+def test_config_of_a_run_that_is_none(tmp_path):
+    with pytest.raises(ConfigError, match="not the configuration of a run"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_known_keys_reach_into_every_section():
+    assert {"seed", "training.rounds", "runtime.render.replicas"} <= set(known_keys())
+
+
+def test_dataclass_rules_hold_without_yaml():
+    with pytest.raises(ConfigError, match="joint_map_images"):
+        ExperimentConfig(joint_map_images=0)

@@ -1,0 +1,198 @@
+"""The whole loop, on next to nothing: same numbers in one process, on Ray, and after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from posegen_ray.cli import main
+from posegen_ray.compose import read_config
+from posegen_ray.evaluation.store import load_evaluation
+from posegen_ray.motion.splits import load_splits
+from posegen_ray.subjects.wardrobe import people
+
+TINY = ["experiment=tiny"]
+
+
+def answers(folder: Path) -> dict[str, np.ndarray]:
+    return {arm: joints.numpy() for arm, joints in load_evaluation(folder).predictions.items()}
+
+
+def assert_same_answers(one: Path, other: Path) -> None:
+    first, second = answers(one), answers(other)
+    assert set(first) == set(second)
+    for arm, joints in first.items():
+        np.testing.assert_allclose(joints, second[arm], rtol=1e-4, atol=1e-6, err_msg=arm)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An undisturbed run in one process."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    assert main(["demo", *TINY, "runtime=inprocess", f"run_dir={folder}"]) == 0
+    return folder
+
+
+def test_run_folder_holds_what_the_readme_promises(finished):
+    for name in ("config.yaml", "summary.json", "report.html", "checkpoint", "tensorboard"):
+        assert (finished / name).exists(), name
+    assert list((finished / "tensorboard").rglob("events.*"))
+
+
+def test_summary_has_every_number(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    arms = ("baseline", "source_adapted", "random", "posegen")
+    for arm in arms:
+        for test_set in ("source", "wild", "ood"):
+            for metric in ("mpjpe_mm", "pa_mpjpe_mm", "pck150", "auc"):
+                value = summary["arms"][arm][test_set][metric]
+                assert value["mean"] > 0 or metric == "auc"
+                assert value["sd"] is None  # one seed has no spread
+    for arm in arms[1:]:
+        for metric in ("mpjpe", "pa_mpjpe"):
+            assert {"mean", "low", "high"} <= set(summary["relative_improvement"][arm][metric])
+    assert summary["estimator"] == "blazepose-full"
+    assert summary["seeds"] == [0]
+    assert summary["samples"]["train"] == 16
+    assert summary["samples"]["test"] == 28
+    assert summary["render"]["images_per_s"] > summary["render"]["images_per_s_with_gradient"] > 0
+    assert {"train", "finetune", "draw"} <= set(summary["timing_s"])
+    assert "torch" in summary["versions"]
+
+
+def test_nothing_held_out_was_trained_on(finished):
+    """From the configuration and from what every written sample says of itself."""
+    config = read_config(finished / "config.yaml")
+    splits = load_splits(config.motion)
+    tables = {file.stem: pd.read_parquet(file) for file in (finished / "samples").glob("*.parquet")}
+    trained = pd.concat([table for name, table in tables.items() if name != "test"])
+    tested = tables["test"]
+    assert len(tested) == 28
+    assert not set(trained.subject) & {p.name for s in ("test", "val") for p in people(s)}
+    assert set(tested.subject) <= {person.name for person in people("test")}
+    frames = {
+        f"{clip.name}:{clip.start + frame}"
+        for clip in splits.source_train
+        for frame in range(len(clip))
+    }
+    assert set(trained.clip) - {"generated"} <= frames
+    assert not set(tested.clip) & frames
+    clips = {name.split(":")[0] for name in trained.clip}
+    assert not clips & {*config.motion.ood, *config.motion.validation}
+    assert not {name.split(":")[0] for name in tested.clip} & set(config.motion.validation)
+
+
+def test_arms_have_equal_numbers_of_images_and_share_their_source_half(finished):
+    tables = {file.stem: pd.read_parquet(file) for file in (finished / "samples").glob("*.parquet")}
+    own = [len(tables[f"{arm}-0"]) for arm in ("source_adapted", "random", "posegen")]
+    assert own == [8, 8, 8]
+    assert len(tables["source_half-0"]) == 8
+
+
+def test_report_can_be_written_again(finished):
+    before = (finished / "summary.json").read_text()
+    (finished / "report.html").unlink()
+    assert main(["report", f"run={finished}"]) == 0
+    assert (finished / "report.html").exists()
+    assert json.loads((finished / "summary.json").read_text())["arms"] == json.loads(before)["arms"]
+
+
+def test_generate_writes_labels_that_project_onto_the_images(finished, tmp_path):
+    out = tmp_path / "set"
+    command = ["generate", "runtime=inprocess", f"run={finished}", "n=3", f"out={out}"]
+    assert main(command) == 0
+    assert len(list((out / "images").glob("*.png"))) == 3
+    labels = np.load(out / "labels.npz")
+    # an independent projection: hip-centred joints + the depth that the 2D hips imply
+    focal, principal = labels["camera_focal"], labels["camera_principal"]
+    for joints, pixels, f, c in zip(
+        labels["joints"], labels["joints_2d"], focal, principal, strict=True
+    ):
+        rays = (pixels - c) / f  # x / z, y / z
+        # x + x0 = rx (z + z0): linear in (x0, y0, z0)
+        rows, right = [], []
+        for joint, ray in zip(joints, rays, strict=True):
+            rows += [[1, 0, -ray[0]], [0, 1, -ray[1]]]
+            right += [ray[0] * joint[2] - joint[0], ray[1] * joint[2] - joint[1]]
+        solution, *_ = np.linalg.lstsq(np.array(rows), np.array(right), rcond=None)
+        placed = joints + solution
+        again = placed[:, :2] / placed[:, 2:] * f + c
+        assert np.abs(again - pixels).max() < 0.1
+    assert main(command) == 1  # never overwritten
+
+
+def run_in_background(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "posegen_ray", "demo", *TINY, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, pattern: str, run: subprocess.Popen[str], seconds: float = 200) -> Path:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = sorted(path.glob(pattern))
+        if found:
+            return found[0]
+        if run.poll() is not None:
+            break
+        time.sleep(0.05)
+    run.kill()
+    pytest.fail(f"{pattern} did not appear: {run.communicate()[1][-2000:]}")
+
+
+def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
+    folder = tmp_path / "tiny"
+    run = run_in_background("runtime=inprocess", f"run_dir={folder}")
+    wait_for(folder, "training/seed_0/checkpoint_*", run)
+    run.send_signal(signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "resume=" in error
+    assert not (folder / "summary.json").exists()
+    assert main(["demo", f"resume={folder}", "runtime=inprocess"]) == 0
+    assert_same_answers(folder, finished)
+
+
+def test_ray_run_with_a_killed_render_server_equals_one_process(finished, tmp_path):
+    folder = tmp_path / "tiny"
+    run = run_in_background(f"run_dir={folder}")
+    wait_for(folder, "training/seed_0", run)
+    victim = find_process("RenderServer", run.pid)
+    os.kill(victim, signal.SIGKILL)
+    _, error = run.communicate(timeout=280)
+    assert run.returncode == 0, error[-2000:]
+    assert_same_answers(folder, finished)
+
+
+def find_process(name: str, ancestor: int) -> int:
+    """The pid of a Ray actor that belongs to this driver's cluster."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (process / "cmdline").read_bytes().decode(errors="replace")
+                if name in command and descends(int(process.name), ancestor):
+                    return int(process.name)
+            except (OSError, ValueError):
+                continue
+        time.sleep(0.2)
+    pytest.fail(f"no process {name}")
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid > 1:
+        if pid == ancestor:
+            return True
+        fields = (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+        pid = int(fields[1])
+    return False
