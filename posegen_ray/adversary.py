@@ -414,7 +414,7 @@ def limit_gradient(proposal: Proposal, largest: float) -> Proposal:
     """
 
     def limited(rows: Tensor) -> Tensor:
-        return _LimitGradient.apply(rows, largest)  # type: ignore[no-any-return]
+        return _LimitGradient.apply(rows, largest)  # type: ignore[no-any-return, no-untyped-call]
 
     poses, view = proposal.poses, proposal.view
     angles = limited(torch.stack([view.azimuth, view.elevation, view.roll, view.distance], 1))
@@ -422,7 +422,7 @@ def limit_gradient(proposal: Proposal, largest: float) -> Proposal:
     focal = view.focal.detach() * limited((view.focal / view.focal.detach())[:, None])[:, 0]
     return Proposal(
         PoseBatch(limited(poses.rotations), poses.translation),
-        View(*angles.unbind(1), focal, view.framing),
+        View(angles[:, 0], angles[:, 1], angles[:, 2], angles[:, 3], focal, view.framing),
         proposal.subjects,
     )
 

@@ -477,7 +477,11 @@ def _reporter(asset: Asset, progress: Progress | None) -> Iterator[Callable[[int
         return
     # disable=None: no bar where stderr is not a terminal
     with tqdm(total=total, unit="B", unit_scale=True, desc=asset.name, disable=None) as bar:
-        yield lambda done: bar.update(max(min(done, total) - bar.n, 0)) and None
+
+        def advance(done: int) -> None:
+            bar.update(max(min(done, total) - int(bar.n), 0))
+
+        yield advance
 
 
 # --- extracting ---------------------------------------------------------------------------------

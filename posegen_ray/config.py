@@ -163,16 +163,18 @@ class FitConfig:
     cage: CageConfig = field(default_factory=CageConfig)
     steps: int = 700  # optimiser steps, one training image each
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
-    density_rate: float = 0.3  # Adam step of density logits
-    smoothness: float = 2e-4  # weight of the difference between neighbouring cells
+    density_rate: float = 1.0  # Adam step of density logits
+    smoothness: float = 2e-3  # weight of the difference between neighbouring cells
+    sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     prune_at: float = 0.4  # fraction of the steps after which empty cells go and the shell shrinks
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 700.")
         require(
-            self.colour_rate > 0 and self.density_rate > 0 and self.smoothness >= 0,
-            "fit.colour_rate and fit.density_rate must be positive and fit.smoothness not negative.",
-            "Defaults: 0.03, 0.3, 2e-4.",
+            min(self.colour_rate, self.density_rate) > 0 <= min(self.smoothness, self.sparsity),
+            "fit.colour_rate and fit.density_rate must be positive, fit.smoothness and "
+            "fit.sparsity not negative.",
+            "Defaults: 0.03, 1.0, 2e-3, 1e-5.",
         )
         require(
             0.0 < self.prune_at <= 1.0,
@@ -262,8 +264,8 @@ class FineTuneConfig:
 
     stages: list[FineTuneStageConfig] = field(
         default_factory=lambda: [
-            FineTuneStageConfig("late", 700, 32, 1e-4),
-            FineTuneStageConfig("early", 500, 16, 3e-5),
+            FineTuneStageConfig("late", 400, 32, 1e-4),
+            FineTuneStageConfig("early", 250, 16, 3e-5),
         ]
     )
     interpolation: float = 0.7  # 0: the pre-trained weights, 1: the fine-tuned ones (WiSE-FT)
@@ -344,8 +346,8 @@ class GeneratorConfig:
     hidden: int = 256
     layers: int = 3
     residual_degrees: float = 15.0  # residual mode: no joint turns by more about any axis
-    residual_prior: float = 0.5  # spread of the turns before learning, as a share of that bound
-    residual_shift: float = 0.5  # how far learning may move them, as a share of that bound
+    residual_prior: float = 0.6  # spread of the turns before learning, as a share of that bound
+    residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.25  # residual mode: share of poses with arms or legs of another real pose
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 2.0  # how far the camera may move from its prior, in logits
@@ -367,7 +369,7 @@ class GeneratorConfig:
         require(
             0 < self.residual_degrees < 90 and self.residual_prior >= 0 <= self.residual_shift,
             "generator residual_degrees must lie in (0, 90), residual_prior and _shift be >= 0.",
-            "The defaults are 15, 0.5 and 0.5.",
+            "The defaults are 15, 0.6 and 0.15.",
         )
         require(
             self.candidates >= 1 and self.temperature > 0,

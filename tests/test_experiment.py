@@ -82,11 +82,11 @@ def test_nothing_held_out_was_trained_on(finished):
         for clip in splits.source_train
         for frame in range(len(clip))
     }
-    assert set(trained.clip) - {"generated"} <= frames
-    assert not set(tested.clip) & frames
-    clips = {name.split(":")[0] for name in trained.clip}
+    assert set(trained["clip"]) - {"generated"} <= frames
+    assert not set(tested["clip"]) & frames
+    clips = {name.split(":")[0] for name in trained["clip"]}
     assert not clips & {*config.motion.ood, *config.motion.validation}
-    assert not {name.split(":")[0] for name in tested.clip} & set(config.motion.validation)
+    assert not {name.split(":")[0] for name in tested["clip"]} & set(config.motion.validation)
 
 
 def test_arms_have_equal_numbers_of_images_and_share_their_source_half(finished):

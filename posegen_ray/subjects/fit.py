@@ -33,8 +33,9 @@ _CARVING_FRAMES = 40  # pictures whose masks vote on the first densities
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
 _MINORITY = 0.88  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
-_SHOWN = 0.005  # rays per picture that a vertex must colour to stay
+_SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
+_COVERED = 0.98  # share of the weight around a cage vertex that the shrunk cage must hold
 _CAGE_MARGIN = 0.01  # metres that the shrunk cage keeps from what it holds
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
@@ -82,20 +83,21 @@ def fit_subject(
     prune_step = round(config.prune_at * config.steps)
     order = numpy_stream(seed, "fit", "order")
     backgrounds = torch_stream(seed, "fit", "background", device=torch.device(device).type)
-    optimiser = _FieldOptimiser(cage, field, config, device)
+    outside = _outside(start, field)
+    optimiser = _FieldOptimiser(cage, field, outside, config, device)
     frames = [_frame(optimiser.model, capture, bones, i) for i in training]
     queue: list[int] = []
     for step in range(config.steps):
         if step == prune_step:
-            cage, field = prune(cage, optimiser.field(), _seen(optimiser.model, frames))
-            optimiser = _FieldOptimiser(cage, field, config, device, step)
+            cage, field = prune(cage, optimiser.field(), _shown(optimiser.model, frames))
+            optimiser = _FieldOptimiser(cage, field, _outside(start, field), config, device, step)
             frames = [_frame(optimiser.model, capture, bones, i) for i in training]
         if not queue:
             queue = order.permutation(len(frames)).tolist()
         optimiser.step(frames[queue.pop()], backgrounds)
         if progress is not None:
             progress(step + 1, config.steps)
-    cage, field = prune(cage, optimiser.field(), _seen(optimiser.model, frames))
+    cage, field = prune(cage, optimiser.field(), _shown(optimiser.model, frames))
     psnr_full, psnr_person = measure_psnr(capture, body, cage, field, device)
     manifest = SubjectManifest(
         name=capture.name,
@@ -171,31 +173,35 @@ def carve(
     voted = ((share - _MAJORITY) * _CERTAINTY).clamp(-6.0, 2.0)
     values = field.values.clone()
     values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
-    return prune(cage, replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
+    return prune(cage, replace(field, values=values), ((share > _MINORITY) | (body_logit > 0)).float())
 
 
 def prune(
     cage: Cage,
     field: Field,
-    occupied: Tensor,  # [M] bool
+    weight: Tensor,  # [M] how much each vertex matters; 0: not at all
 ) -> tuple[Cage, Field]:
-    """Drops the cells far from what is occupied and draws the cage in to the rest.
+    """Drops the cells far from what matters and draws the cage in to the rest.
 
-    A cell stays if a vertex of it, or of a neighbouring cell, is occupied. Each cage vertex stands
-    off the body by what the occupied vertices nearest to it need, plus a margin.
+    A cell stays if a vertex of it, or of a neighbouring cell, has weight. Each cage vertex stands
+    off the body by what nearly all the weight around it needs, plus a margin.
     """
     grid = torch.zeros(field.index.shape, dtype=torch.bool)
-    grid[field.index != -1] = occupied
+    grid[field.index != -1] = weight > 0
     near = torch.nn.functional.max_pool3d(grid[None, None].float(), 3, 1, 1)[0, 0] > 0
     kept = field.restricted(field.active & near)
 
     surface, normals = cage.surface.numpy(), cage.normals.numpy()
-    places = field.positions()[occupied].numpy()
-    _, nearest = cKDTree(surface).query(places, k=3)
+    places, share = field.positions()[weight > 0].numpy(), weight[weight > 0].numpy()
+    _, nearest = cKDTree(surface).query(places)
+    along = ((places - surface[nearest]) * normals[nearest]).sum(-1)
+    order = np.lexsort((along, nearest))
+    nearest, along, share = nearest[order], along[order], share[order]
+    total = np.bincount(nearest, share, len(surface))
+    below = np.cumsum(share) - share - (np.cumsum(total) - total)[nearest]
+    inside = below < _COVERED * total[nearest]
     need = np.zeros(len(surface))
-    for column in nearest.T:
-        along = ((places - surface[column]) * normals[column]).sum(-1)
-        np.maximum.at(need, column, along)
+    np.maximum.at(need, nearest[inside], along[inside])
     faces = cage.faces.numpy()
     spread = need.copy()
     np.maximum.at(spread, faces, need[faces].max(1, keepdims=True))
@@ -203,16 +209,28 @@ def prune(
     return cage.shrunk(torch.minimum(dilation, cage.dilation)), kept
 
 
-def _seen(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M] bool
-    """Which field vertices show in the training pictures, or lie inside the person."""
-    weight = torch.zeros_like(model.field.values)
+def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M]
+    """How many rays per picture each field vertex colours; 0 below a threshold.
+
+    Vertices deep in the person count a little: they are seldom seen, but must stay.
+    """
+    sums = torch.zeros_like(model.field.values)
     for frame in frames:
         rgba = model.march(*frame.geometry)
         count = torch.zeros_like(rgba)
         count[:, 0] = 1.0
-        model.pull_back(*frame.geometry, rgba, count, weight)
-    shown = weight[:, 0] > _SHOWN * len(frames)
-    return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
+        model.pull_back(*frame.geometry, rgba, count, sums)
+    weight = sums[:, 0] / len(frames)
+    solid = model.field.values[:, 3] > _SOLID
+    weight = torch.where(weight > _SHOWN, weight, torch.where(solid, 1e-3 * _SHOWN, 0.0))
+    return weight.cpu()
+
+
+def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
+    """Which vertices of `field` lie outside the naked body, from which `start` was made."""
+    outside = torch.zeros(start.index.shape, dtype=torch.bool)
+    outside[start.index != -1] = start.values[:, 3] <= 0
+    return outside[field.index != -1]
 
 
 class _FieldOptimiser:
@@ -222,6 +240,7 @@ class _FieldOptimiser:
         self,
         cage: Cage,
         field: Field,
+        outside: Tensor,  # [M] bool: field vertices outside the naked body
         config: FitConfig,
         device: torch.device | str,
         done: int = 0,
@@ -235,6 +254,7 @@ class _FieldOptimiser:
         self._grad = torch.zeros_like(values)
         self._moments = (torch.zeros_like(values), torch.zeros_like(values))
         self._neighbours = self.model.field.neighbours()
+        self._push = config.sparsity * outside.to(values)  # [M] against fog, in the air only
 
     def field(self) -> Field:
         """The field as it stands."""
@@ -248,6 +268,7 @@ class _FieldOptimiser:
         residual = difference[:, :3] - difference[:, 3:] * behind
         grad_rgba = torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
         model.pull_back(*frame.geometry, rgba, grad_rgba, self._grad)
+        self._grad[:, 3] += self._push
         values = wp.from_torch(model.field.values, dtype=wp.vec4)
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
         smoothness = self._config.smoothness
