@@ -95,8 +95,8 @@ class MotionConfig:
 class CageConfig:
     """The posed shell that bounds the field (built once per subject, when it is fitted)."""
 
-    vertices: int = 1200  # of the decimated body surface
-    shell: float = 0.05  # metres outside the body: wide enough for loose clothes
+    vertices: int = 2000  # of the decimated body surface
+    shell: float = 0.06  # metres outside the body: wide enough for loose clothes
     inner: float = 0.03  # metres inside the body
     voxel: float = 0.01  # metres, edge of a field cell
 
@@ -104,12 +104,12 @@ class CageConfig:
         require(
             self.vertices >= 200,
             f"fit.cage.vertices={self.vertices} is too few to keep the limbs apart.",
-            "Use at least 200 (default 1200).",
+            "Use at least 200 (default 2000).",
         )
         require(
             0.005 <= self.shell <= 0.2 and 0.005 <= self.inner <= 0.2,
             f"fit.cage.shell={self.shell} and fit.cage.inner={self.inner} must lie in 0.005 to 0.2 m.",
-            "Defaults: 0.05 and 0.03.",
+            "Defaults: 0.06 and 0.03.",
         )
         require(
             0.002 <= self.voxel <= self.shell,
@@ -161,15 +161,15 @@ class FitConfig:
     """How a subject is fitted to a capture (conf/fit)."""
 
     cage: CageConfig = field(default_factory=CageConfig)
-    steps: int = 700  # optimiser steps, one training image each
+    steps: int = 500  # optimiser steps, one training image each
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
-    prune_at: float = 0.4  # fraction of the steps after which empty cells go and the shell shrinks
+    prune_at: float = 0.25  # fraction of the steps after which empty cells go and the shell shrinks
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 700.")
+        require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 500.")
         require(
             min(self.colour_rate, self.density_rate) > 0 <= min(self.smoothness, self.sparsity),
             "fit.colour_rate and fit.density_rate must be positive, fit.smoothness and "
@@ -179,7 +179,7 @@ class FitConfig:
         require(
             0.0 < self.prune_at <= 1.0,
             f"fit.prune_at={self.prune_at} must lie in (0, 1].",
-            "Default: 0.4; 1 keeps the whole shell.",
+            "Default: 0.25; 1 keeps the whole shell.",
         )
 
 
@@ -239,7 +239,7 @@ class FineTuneStageConfig:
     """One stage of fine-tuning: what lies before `cut` is frozen, its output is kept."""
 
     cut: str = "late"  # one of the estimator's cuts
-    steps: int = 700
+    steps: int = 500
     batch_size: int = 32
     learning_rate: float = 1e-4
     warm_up: int = 20  # steps

@@ -64,7 +64,7 @@ class Console:
 
     def bar(self, label: str, total: int, unit: str = "it") -> tqdm[None]:
         """A progress bar to advance by hand (`bar.update(n)`, `bar.close()`)."""
-        return tqdm(
+        bar: tqdm[None] = tqdm(
             desc=f"  {label}",
             total=total,
             unit=unit,
@@ -74,3 +74,4 @@ class Console:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
         )
+        return bar

@@ -33,7 +33,7 @@ from posegen_ray.scene import seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import Drawer, Folders, RenderSource, TestShoot, studio_of
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 STATE = "state"  # the checkpoint's folder inside what is reported
 CALIBRATION_IMAGES = 64
 

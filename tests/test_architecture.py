@@ -13,6 +13,7 @@ PACKAGE = Path(posegen_ray.__file__).parent
 LAYERS = (
     "errors",
     "config seeding console compose",
+    "asset_list",
     "assets",
     "body records",
     "context checkpoint",
@@ -26,6 +27,7 @@ LAYERS = (
     "training",
     "local",
     "jobs",
+    "run",
     "experiment",
     "runtime",
     "doctor",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from posegen_ray import assets
+from posegen_ray import asset_list, assets
 from posegen_ray.errors import AssetError
 
 
@@ -38,11 +38,11 @@ def toy(cache, monkeypatch):
     package = cache / "packages" / "toy-1.0-py3-none-any.whl"
     sha256 = make_wheel(package, members)
     files = tuple(
-        assets.AssetFile(name, Path(name).name, len(data), hashlib.sha256(data).hexdigest())
+        asset_list.AssetFile(name, Path(name).name, len(data), hashlib.sha256(data).hexdigest())
         for name, data in members.items()
         if name.endswith(".txt")
     )
-    asset = assets.Asset(
+    asset = asset_list.Asset(
         name="toy",
         package="posegen-no-such-package",
         registry="pypi",
@@ -156,7 +156,7 @@ def test_a_whole_tree_is_taken_and_checked(toy, cache, monkeypatch, tmp_path):
         package, {"p/d/x/1": b"one", "p/d/y/2": b"two", "p/d/top": b"", "q/x/3": b""}
     )
     lines = f"x/1 {hashlib.sha256(b'one').hexdigest()}\n"
-    tree = assets.AssetTree("p/d", ("x",), 1, 3, hashlib.sha256(lines.encode()).hexdigest())
+    tree = asset_list.AssetTree("p/d", ("x",), 1, 3, hashlib.sha256(lines.encode()).hexdigest())
     asset = replace(toy, files=(), tree=tree, package_sha256=sha256)
     monkeypatch.setitem(assets.REGISTRY, "toy", asset)
     folder = assets.fetch("toy")

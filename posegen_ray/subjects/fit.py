@@ -29,14 +29,14 @@ from posegen_ray.subjects.store import Subject, SubjectManifest
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-_CARVING_FRAMES = 40  # pictures whose masks vote on the first densities
+_SURVEY = 40  # pictures looked at for carving and for pruning
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
 _MINORITY = 0.88  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
-_COVERED = 0.98  # share of the weight around a cage vertex that the shrunk cage must hold
-_CAGE_MARGIN = 0.01  # metres that the shrunk cage keeps from what it holds
+_COVERED = 0.9  # share of the weight around a cage vertex that the shrunk cage must hold
+_CAGE_MARGIN = 0.006  # metres that the shrunk cage keeps from what it holds
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
 
@@ -161,7 +161,7 @@ def carve(
     coarse = RendererConfig(step=field.voxel, early_stop=0.0)
     model = FusedModel(cage, replace(field, values=faint), coarse, device)
     votes = torch.zeros_like(model.field.values)
-    for index in training[:: max(1, len(training) // _CARVING_FRAMES)]:
+    for index in training[:: max(1, len(training) // _SURVEY)]:
         frame = _frame(model, capture, bones, index)
         mask = frame.target[:, 3:]
         # gradients of the colours are sums of weights: red counts for the person, green against
@@ -215,12 +215,13 @@ def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M]
     Vertices deep in the person count a little: they are seldom seen, but must stay.
     """
     sums = torch.zeros_like(model.field.values)
-    for frame in frames:
+    surveyed = frames[:: max(1, len(frames) // _SURVEY)]
+    for frame in surveyed:
         rgba = model.march(*frame.geometry)
         count = torch.zeros_like(rgba)
         count[:, 0] = 1.0
         model.pull_back(*frame.geometry, rgba, count, sums)
-    weight = sums[:, 0] / len(frames)
+    weight = sums[:, 0] / len(surveyed)
     solid = model.field.values[:, 3] > _SOLID
     weight = torch.where(weight > _SHOWN, weight, torch.where(solid, 1e-3 * _SHOWN, 0.0))
     return weight.cpu()
