@@ -59,7 +59,7 @@ class MotionConfig:
             "dance_b",
         ]
     )
-    # own files (AMASS npz, BVH, DeepMimic); a clip's name is its file's. Source, unless listed above
+    # own files (AMASS npz, BVH, DeepMimic), named by file; source clips, unless listed above
     paths: list[str] = field(default_factory=list)
     frames_per_second: float = 30.0
     gap_seconds: float = 0.1  # left out between a source clip's halves and at its end
@@ -108,7 +108,7 @@ class CageConfig:
         )
         require(
             0.005 <= self.shell <= 0.2 and 0.005 <= self.inner <= 0.2,
-            f"fit.cage.shell={self.shell} and fit.cage.inner={self.inner} must lie in 0.005 to 0.2 m.",
+            f"fit.cage.shell={self.shell}, fit.cage.inner={self.inner} must be 0.005 to 0.2 m.",
             "Defaults: 0.06 and 0.03.",
         )
         require(
@@ -123,7 +123,7 @@ class RendererConfig:
     """How subjects are drawn (conf/renderer)."""
 
     kind: str = "fused"  # fused | reference
-    step: float = 0.006  # metres of depth between samples
+    step: float = 0.008  # metres of depth between samples
     layers: int = 4  # entries into the posed shell kept per ray, at most 4
     early_stop: float = 1e-3  # stop a ray when less light than this is left; 0: never
     thickness: float = 0.8  # metres, the farthest that one entry is followed
@@ -137,7 +137,7 @@ class RendererConfig:
         require(
             0.0005 <= self.step <= 0.05,
             f"renderer.step={self.step} must lie in 0.0005 to 0.05 m.",
-            "Default: 0.006.",
+            "Default: 0.008.",
         )
         require(
             1 <= self.layers <= 4,
@@ -161,15 +161,15 @@ class FitConfig:
     """How a subject is fitted to a capture (conf/fit)."""
 
     cage: CageConfig = field(default_factory=CageConfig)
-    steps: int = 500  # optimiser steps, one training image each
+    steps: int = 300  # optimiser steps, one training image each
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
-    prune_at: float = 0.25  # fraction of the steps after which empty cells go and the shell shrinks
+    prune_at: float = 0.15  # fraction of the steps after which empty cells go and the shell shrinks
 
     def __post_init__(self) -> None:
-        require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 500.")
+        require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 300.")
         require(
             min(self.colour_rate, self.density_rate) > 0 <= min(self.smoothness, self.sparsity),
             "fit.colour_rate and fit.density_rate must be positive, fit.smoothness and "
@@ -179,9 +179,8 @@ class FitConfig:
         require(
             0.0 < self.prune_at <= 1.0,
             f"fit.prune_at={self.prune_at} must lie in (0, 1].",
-            "Default: 0.25; 1 keeps the whole shell.",
+            "Default: 0.15; 1 keeps the whole shell.",
         )
-
 
 
 @dataclass
@@ -316,12 +315,11 @@ class CameraRangeConfig:
     def __post_init__(self) -> None:
         require(
             -85 < self.elevation_low <= self.elevation_high < 85,
-            f"camera elevation {self.elevation_low} to {self.elevation_high} is not inside (-85, 85).",
+            f"camera elevation {self.elevation_low} to {self.elevation_high} is not in (-85, 85).",
             "Straight up and down leave the roll undefined; choose smaller angles.",
         )
         require(
-            0 < self.distance_low <= self.distance_high
-            and 0 < self.fill_low <= self.fill_high < 1,
+            0 < self.distance_low <= self.distance_high and 0 < self.fill_low <= self.fill_high < 1,
             "camera distance and fill must be positive with low <= high, and fill below 1.",
             "Set distance_low and _high in metres, fill_low and _high as shares of the frame.",
         )
@@ -352,7 +350,7 @@ class GeneratorConfig:
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 2.0  # how far the camera may move from its prior, in logits
     candidates: int = 8  # of which the one is kept that the critic expects to be paid for; 1: off
-    temperature: float = 0.05  # of that choice, in payments; large: at random
+    temperature: float = 0.1  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
 
     def __post_init__(self) -> None:
@@ -446,10 +444,10 @@ class FeedbackConfig:
             f"feedback band [{self.band_low}, {self.band_high}] is empty.",
             "Set 0 < feedback.band_low < feedback.band_high.",
         )
-        weights = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
-        weights = (*weights, self.camera_prior, self.camera_entropy)
+        rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
+        priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)
         require(
-            min(*weights, self.joint_limits, self.residual) >= 0,
+            min(*rewards, *priors) >= 0,
             "feedback weights must not be negative.",
             "Use 0 to switch a term off.",
         )

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -62,9 +62,9 @@ class Console:
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
         )
 
-    def bar(self, label: str, total: int, unit: str = "it") -> tqdm[None]:
+    def bar(self, label: str, total: int, unit: str = "it") -> tqdm[Any]:
         """A progress bar to advance by hand (`bar.update(n)`, `bar.close()`)."""
-        bar: tqdm[None] = tqdm(
+        bar: tqdm[Any] = tqdm(
             desc=f"  {label}",
             total=total,
             unit=unit,

@@ -121,7 +121,7 @@ def _capsule_distance(
 
 @functools.cache
 def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
-    """A subject on the capsule body: smooth colours painted in space instead of fitted to images."""
+    """A subject on the capsule body: colours painted in space instead of fitted to images."""
     body, shape = capsule_body(), torch.zeros(2)
     config = CageConfig(vertices=700, shell=0.03, voxel=0.015)
     field = body_field(body, shape, config)

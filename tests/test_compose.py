@@ -1,4 +1,4 @@
-"""Configuration: what is wrong is found while it is composed, and the message says how to fix it."""
+"""Configuration: what is wrong is found while it is composed, and the message says how to fix."""
 
 import pytest
 

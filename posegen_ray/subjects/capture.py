@@ -1,12 +1,12 @@
 """Captures: pictures of one person with masks, cameras and poses. The same format for everybody's
 footage and for the demo's ray-cast people.
 
-    <folder>/capture.json      format_version, name, body, shape [S], height, width, licence, source
-    <folder>/images/00000.png  RGB; what lies outside the mask does not matter. Along soft edges it is
-                               the person's own colour where that is known (see `split_rgba`)
-    <folder>/masks/00000.png   8-bit grey: 255 on the person, 0 elsewhere, between along the edge
-    <folder>/frames.npz        rotations [N, 24, 3, 3], translation [N, 3], camera_rotation [N, 3, 3],
-                               camera_translation [N, 3], focal [N], principal [N, 2], held_out [N]
+    capture.json      format_version, name, body, shape [S], height, width, licence, source
+    images/00000.png  RGB; what lies outside the mask does not matter. Along soft edges it is the
+                      person's own colour where that is known (see `split_rgba`)
+    masks/00000.png   8-bit grey: 255 on the person, 0 elsewhere, between along the edge
+    frames.npz        rotations [N, 24, 3, 3], translation [N, 3], camera_rotation [N, 3, 3],
+                      camera_translation [N, 3], focal [N], principal [N, 2], held_out [N]
 
 Conventions are those of `posegen_ray.body`: local rotations, metres, OpenCV world -> camera, pixel
 centres at +0.5. Frames with held_out = true are never fitted to; PSNR is measured on them.
@@ -104,7 +104,10 @@ def write_capture(capture: Capture, folder: str | Path) -> None:
                     Image.fromarray(pixels[frame].cpu().numpy()).save(
                         content / kind / f"{frame:05d}.png", compress_level=1
                     )
-            arrays = {k: v.detach().cpu().numpy() for k, v in _frame_tensors(capture).items()}
+            arrays: dict[str, Any] = {
+                name: tensor.detach().cpu().numpy()
+                for name, tensor in _frame_tensors(capture).items()
+            }
             np.savez(content / "frames.npz", **arrays)
             if folder.exists():
                 folder.rmdir()
@@ -120,8 +123,8 @@ def read_capture(folder: str | Path) -> Capture:
     """Reads and checks a capture.
 
     Raises:
-        DataError: a file is missing or damaged, counts or sizes disagree, or a pose or camera is not
-            finite; the message names the file and the frame.
+        DataError: a file is missing or damaged, counts or sizes disagree, or a pose or camera is
+            not finite; the message names the file and the frame.
     """
     folder = Path(folder)
     header = _read_header(folder / "capture.json")
@@ -246,8 +249,8 @@ def _read_frames(path: Path) -> dict[str, np.ndarray]:
             )
     for name in ("rotations", "camera_rotation"):
         matrices = frames[name].reshape(count, -1, 3, 3)
-        error = np.abs(matrices @ matrices.swapaxes(-1, -2) - np.eye(3)).max((1, 2, 3))
-        bad = (error > 1e-2) | (np.linalg.det(matrices) < 0).any(1)
+        skew = np.abs(matrices @ matrices.swapaxes(-1, -2) - np.eye(3)).max((1, 2, 3))
+        bad = (skew > 1e-2) | (np.linalg.det(matrices) < 0).any(1)
         if bad.any():
             raise DataError(
                 f"{path}: {name} of frame {int(bad.argmax())} is not a rotation matrix.",

@@ -1,9 +1,9 @@
 """The cage: a coarse, dilated copy of the body surface that carries skinning into space.
 
-A ray is followed only inside the posed cage; where it enters, the cage's vertices say how to go back
-to the T-pose (inverse linear blend skinning). Legend: C cage vertices, T cage triangles, B batch.
+A ray is followed only inside the posed cage; where it enters and leaves, the cage's vertices say
+how to go back to the T-pose (inverse linear blend skinning).
 
-Knows nothing of rays or colours.
+Legend: C cage vertices, T cage triangles, B batch. Knows nothing of rays or colours.
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ def vertex_normals(
     normals = np.zeros_like(vertices)
     for corner in range(3):
         np.add.at(normals, faces[:, corner], across)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    return unit
 
 
 def _decimate(

@@ -1,8 +1,8 @@
 """The canonical radiance field: a sparse voxel grid around the T-pose body.
 
 Every grid vertex near the body surface has a colour (linear in [0, 1]) and a density logit;
-density = DENSITY_SCALE * sigmoid(logit) per metre. Values are interpolated trilinearly inside active
-cells and absent elsewhere. Legend: X, Y, Z grid vertices per axis, M stored vertices.
+density = DENSITY_SCALE * sigmoid(logit) per metre. Values are interpolated trilinearly inside
+active cells and absent elsewhere. Legend: X, Y, Z grid vertices per axis, M stored vertices.
 
 Knows nothing of poses or cameras.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import CageConfig
+from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.deform import largest_piece
 from posegen_ray.subjects.warp_cache import prepare
 
@@ -66,6 +67,17 @@ class Field:
             columns.append(shifted[stored])
         return torch.stack(columns, -1).contiguous()
 
+    def rim(self) -> Tensor:  # [M] bool
+        """Stored vertices at the edge of the active cells: where interpolation ends."""
+        whole = self.active.clone()
+        for axis in range(3):
+            # a vertex has eight cells around it: at its own place and one step down each axis
+            length = whole.shape[axis]
+            shifted = torch.zeros_like(whole)
+            shifted.narrow(axis, 1, length - 1).copy_(whole.narrow(axis, 0, length - 1))
+            whole &= shifted
+        return ~whole[self.index != -1]
+
     def restricted(self, active: Tensor) -> Field:
         """The same field with only some of its cells; values of the kept vertices stay.
 
@@ -76,6 +88,21 @@ class Field:
         stored = self.index != -1
         still = (kept_index != -1)[stored]
         return replace(self, values=self.values[still].contiguous(), index=kept_index)
+
+
+def widened(
+    mask: Tensor,  # [X, Y, Z] bool
+    rounds: int,
+) -> Tensor:  # [X, Y, Z] bool
+    """The mask and every place at most `rounds` steps from it, diagonal steps included."""
+    wide = mask.clone()
+    for axis in range(3):
+        length = wide.shape[axis]
+        for _ in range(rounds):
+            before = wide.clone()
+            wide.narrow(axis, 1, length - 1).logical_or_(before.narrow(axis, 0, length - 1))
+            wide.narrow(axis, 0, length - 1).logical_or_(before.narrow(axis, 1, length - 1))
+    return wide
 
 
 def cell_index(
@@ -132,8 +159,7 @@ def _signed_distance(
     places: np.ndarray,  # [N, 3]
     farthest: float,
 ) -> np.ndarray:  # [N] float32, negative inside
-    prepare()
-    from posegen_ray.subjects import kernels  # compiled by prepare()
+    prepare("cpu", grid_kernels.__name__)
 
     mesh = wp.Mesh(
         wp.array(vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
@@ -141,7 +167,7 @@ def _signed_distance(
     )
     distance = np.empty(len(places), np.float32)
     wp.launch(
-        kernels.signed_distance,
+        grid_kernels.signed_distance,
         len(places),
         [
             mesh.id,

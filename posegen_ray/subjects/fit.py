@@ -21,20 +21,23 @@ from posegen_ray.body.model import BodyModel
 from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.errors import DataError
 from posegen_ray.seeding import numpy_stream, torch_stream
+from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.deform import Cage, build_cage, pose_cage
-from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field
+from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field, widened
 from posegen_ray.subjects.render_fused import FusedModel, Rays, launch, world_rays
 from posegen_ray.subjects.store import Subject, SubjectManifest
+from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-_SURVEY = 40  # pictures looked at for carving and for pruning
+_SURVEY = 24  # pictures looked at for carving and for pruning
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
 _MINORITY = 0.88  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
+_RING = 2  # cells kept around what matters, for densities to fade in
 _COVERED = 0.9  # share of the weight around a cage vertex that the shrunk cage must hold
 _CAGE_MARGIN = 0.006  # metres that the shrunk cage keeps from what it holds
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
@@ -98,6 +101,8 @@ def fit_subject(
         if progress is not None:
             progress(step + 1, config.steps)
     cage, field = prune(cage, optimiser.field(), _shown(optimiser.model, frames))
+    # density fades to nothing where the cells end, or pictures would jump as rays cross the edge
+    field.values[field.rim() & _outside(start, field), 3] = -LOGIT_LIMIT
     psnr_full, psnr_person = measure_psnr(capture, body, cage, field, device)
     manifest = SubjectManifest(
         name=capture.name,
@@ -153,8 +158,8 @@ def carve(
 ) -> tuple[Cage, Field]:
     """Starts the densities from the masks: what most rays through a place call person is person.
 
-    The rays pass an almost transparent field, so that every place gets its votes; a place inside the
-    body needs none. Cells without a chance go, and the cage shrinks to the rest.
+    The rays pass an almost transparent field, so that every place gets its votes; a place inside
+    the body needs none. Cells without a chance go, and the cage shrinks to the rest.
     """
     faint = field.values.clone()
     faint[:, 3] = -LOGIT_LIMIT
@@ -173,7 +178,9 @@ def carve(
     voted = ((share - _MAJORITY) * _CERTAINTY).clamp(-6.0, 2.0)
     values = field.values.clone()
     values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
-    return prune(cage, replace(field, values=values), ((share > _MINORITY) | (body_logit > 0)).float())
+    return prune(
+        cage, replace(field, values=values), ((share > _MINORITY) | (body_logit > 0)).float()
+    )
 
 
 def prune(
@@ -183,13 +190,12 @@ def prune(
 ) -> tuple[Cage, Field]:
     """Drops the cells far from what matters and draws the cage in to the rest.
 
-    A cell stays if a vertex of it, or of a neighbouring cell, has weight. Each cage vertex stands
+    A cell stays if it is at most _RING vertices away from one with weight. Each cage vertex stands
     off the body by what nearly all the weight around it needs, plus a margin.
     """
     grid = torch.zeros(field.index.shape, dtype=torch.bool)
     grid[field.index != -1] = weight > 0
-    near = torch.nn.functional.max_pool3d(grid[None, None].float(), 3, 1, 1)[0, 0] > 0
-    kept = field.restricted(field.active & near)
+    kept = field.restricted(field.active & widened(grid, _RING))
 
     surface, normals = cage.surface.numpy(), cage.normals.numpy()
     places, share = field.positions()[weight > 0].numpy(), weight[weight > 0].numpy()
@@ -246,6 +252,7 @@ class _FieldOptimiser:
         device: torch.device | str,
         done: int = 0,
     ) -> None:
+        prepare(warp_device_name(torch.device(device)), grid_kernels.__name__)
         field = Field(field.values.clone(), field.index, field.low, field.voxel)
         self.model = FusedModel(cage, field, RendererConfig(early_stop=1e-3), device)
         self._config = config
@@ -262,7 +269,7 @@ class _FieldOptimiser:
         return self.model.field.to("cpu")
 
     def step(self, frame: _Frame, backgrounds: torch.Generator) -> None:
-        model, kernels = self.model, self.model.kernels
+        model = self.model
         rgba = model.march(*frame.geometry)
         behind = torch.rand(len(rgba), 3, generator=backgrounds, device=rgba.device)
         difference = rgba - frame.target
@@ -274,7 +281,7 @@ class _FieldOptimiser:
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
         smoothness = self._config.smoothness
         launch(
-            kernels.smooth,
+            grid_kernels.smooth,
             len(self._grad),
             [
                 wp.from_torch(self._neighbours, dtype=wp.int32),
@@ -290,7 +297,7 @@ class _FieldOptimiser:
         self._done += 1
         colour, density = decay * self._config.colour_rate, decay * self._config.density_rate
         launch(
-            kernels.adam,
+            grid_kernels.adam,
             len(self._grad),
             [
                 values,
@@ -319,7 +326,8 @@ def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _F
 def _bones(capture: Capture, body: BodyModel) -> Tensor:  # [B, 24, 3, 4]
     with torch.no_grad():
         poses = capture.poses
-        return body(poses.rotations, capture.shape[None], poses.translation).bones
+        bones: Tensor = body(poses.rotations, capture.shape[None], poses.translation).bones
+        return bones
 
 
 def _camera(capture: Capture, index: int, device: torch.device | str) -> Camera:

@@ -1,12 +1,15 @@
-"""Warp kernels of the fused renderer and of fitting: one source for CPU and CUDA.
+"""Warp kernels of the fused renderer: one source for CPU and CUDA.
 
 The renderer's adjoint is written by hand (`march_backward`), because Warp's own differentiation is
 wrong for loops of data-dependent length. `posegen_ray.subjects.warp_cache` compiles this module.
 
-A ray enters the posed cage through a triangle. There the cage's vertices give an affine map back to
-the T-pose, the *chart*, which holds until the ray leaves:
+A ray enters the posed cage through a triangle and leaves it through another. At either end the
+cage's vertices give an affine map back to the T-pose, a *chart* (b: barycentrics of that point):
 
-    canonical(t) = rest(b) + inverse(b) (origin + t direction - point(b)),   b = barycentrics of entry
+    canonical(t) = rest(b) + inverse(b) (origin + t direction - point(b))
+
+In between, the two charts are blended smoothly (3 s^2 - 2 s^3, s: share of the way). Where entry
+and exit belong to different limbs (cages overlap), the entry's chart is kept.
 
 Samples lie at depths t = (k + 1/2) step for whole k, whatever the entry's depth.
 
@@ -18,6 +21,14 @@ Knows nothing about torch.
 # mypy: disable-error-code="no-untyped-def,valid-type,no-any-return"
 import warp as wp
 
+from posegen_ray.subjects.grid_kernels import (
+    Grid,
+    find_cell,
+    interpolate,
+    pull_back_place,
+    pull_back_values,
+)
+
 wp.set_module_options({"enable_backward": False})
 
 LAYERS = 4  # entries (and exits) kept per pixel
@@ -25,7 +36,9 @@ LAYERS_CONSTANT = wp.constant(LAYERS)
 EMPTY = wp.constant(wp.uint64(2**64 - 1))  # no entry: the largest key
 LOW_HALF = wp.constant(wp.uint64(2**32 - 1))
 NEAR = wp.constant(0.05)  # metres; triangles nearer than this are not drawn
-GRAZING = wp.constant(0.02)  # cosine below which the entry's barycentrics count as fixed
+SAME_LIMB = wp.constant(0.12)  # metres that the two charts may be apart at the exit to be blended
+SHORTEST = wp.constant(1.0e-4)  # metres; shorter passages are not blended
+GRAZING = wp.constant(0.02)  # cosine below which the point of intersection counts as fixed
 
 
 # --- the cage's triangles -> sorted entries and exits per pixel -----------------------------------
@@ -111,122 +124,6 @@ def rasterise(
                         break
 
 
-# --- field lookup -------------------------------------------------------------------------------
-
-
-@wp.struct
-class Grid:
-    """A sparse grid of (red, green, blue, density logit); see `posegen_ray.subjects.field`."""
-
-    index: wp.array3d(dtype=wp.int32)
-    values: wp.array(dtype=wp.vec4)
-    low: wp.vec3
-    cells_per_metre: float
-    density_scale: float  # per metre: density = scale * sigmoid(logit)
-
-
-@wp.struct
-class Cell:
-    """The eight corners of a cell (named by their x, y, z offsets) and the place inside it."""
-
-    r00: int  # row of corner (0, 0, 0); the row of (0, 0, 1) follows it; < 0: nothing here
-    r01: int
-    r10: int
-    r11: int
-    x: float
-    y: float
-    z: float
-
-
-@wp.func
-def row_of(code: int):
-    if code < 0:
-        return -2 - code
-    return code
-
-
-@wp.func
-def find_cell(grid: Grid, place: wp.vec3):
-    """`place` in cells from the grid's corner."""
-    cell = Cell()
-    cell.r00 = -1
-    if place[0] >= 0.0 and place[1] >= 0.0 and place[2] >= 0.0:
-        x = int(place[0])
-        y = int(place[1])
-        z = int(place[2])
-        if (
-            x < grid.index.shape[0] - 1
-            and y < grid.index.shape[1] - 1
-            and z < grid.index.shape[2] - 1
-        ):
-            code = grid.index[x, y, z]
-            if code >= 0:
-                cell.r00 = code
-                cell.r01 = row_of(grid.index[x, y + 1, z])
-                cell.r10 = row_of(grid.index[x + 1, y, z])
-                cell.r11 = row_of(grid.index[x + 1, y + 1, z])
-                cell.x = place[0] - float(x)
-                cell.y = place[1] - float(y)
-                cell.z = place[2] - float(z)
-    return cell
-
-
-@wp.func
-def interpolate(grid: Grid, cell: Cell):
-    v00 = (1.0 - cell.z) * grid.values[cell.r00] + cell.z * grid.values[cell.r00 + 1]
-    v01 = (1.0 - cell.z) * grid.values[cell.r01] + cell.z * grid.values[cell.r01 + 1]
-    v10 = (1.0 - cell.z) * grid.values[cell.r10] + cell.z * grid.values[cell.r10 + 1]
-    v11 = (1.0 - cell.z) * grid.values[cell.r11] + cell.z * grid.values[cell.r11 + 1]
-    v0 = (1.0 - cell.y) * v00 + cell.y * v01
-    v1 = (1.0 - cell.y) * v10 + cell.y * v11
-    return (1.0 - cell.x) * v0 + cell.x * v1
-
-
-@wp.func
-def pull_back_place(grid: Grid, cell: Cell, grad: wp.vec4):
-    """Gradient of `interpolate` with respect to the place, in cells."""
-    a0 = grid.values[cell.r00]
-    a1 = grid.values[cell.r00 + 1]
-    b0 = grid.values[cell.r01]
-    b1 = grid.values[cell.r01 + 1]
-    c0 = grid.values[cell.r10]
-    c1 = grid.values[cell.r10 + 1]
-    d0 = grid.values[cell.r11]
-    d1 = grid.values[cell.r11 + 1]
-    ux = 1.0 - cell.x
-    uy = 1.0 - cell.y
-    uz = 1.0 - cell.z
-    v00 = uz * a0 + cell.z * a1
-    v01 = uz * b0 + cell.z * b1
-    v10 = uz * c0 + cell.z * c1
-    v11 = uz * d0 + cell.z * d1
-    along_x = uy * (v10 - v00) + cell.y * (v11 - v01)
-    along_y = ux * (v01 - v00) + cell.x * (v11 - v10)
-    along_z = ux * (uy * (a1 - a0) + cell.y * (b1 - b0)) + cell.x * (
-        uy * (c1 - c0) + cell.y * (d1 - d0)
-    )
-    return wp.vec3(wp.dot(grad, along_x), wp.dot(grad, along_y), wp.dot(grad, along_z))
-
-
-@wp.func
-def pull_back_values(grad_values: wp.array(dtype=wp.vec4), cell: Cell, grad: wp.vec4):
-    """Adds the gradient of `interpolate` with respect to the eight corner values."""
-    low = (1.0 - cell.z) * grad
-    high = cell.z * grad
-    w00 = (1.0 - cell.x) * (1.0 - cell.y)
-    w01 = (1.0 - cell.x) * cell.y
-    w10 = cell.x * (1.0 - cell.y)
-    w11 = cell.x * cell.y
-    wp.atomic_add(grad_values, cell.r00, w00 * low)
-    wp.atomic_add(grad_values, cell.r00 + 1, w00 * high)
-    wp.atomic_add(grad_values, cell.r01, w01 * low)
-    wp.atomic_add(grad_values, cell.r01 + 1, w01 * high)
-    wp.atomic_add(grad_values, cell.r10, w10 * low)
-    wp.atomic_add(grad_values, cell.r10 + 1, w10 * high)
-    wp.atomic_add(grad_values, cell.r11, w11 * low)
-    wp.atomic_add(grad_values, cell.r11 + 1, w11 * high)
-
-
 # --- marching -----------------------------------------------------------------------------------
 
 
@@ -256,27 +153,32 @@ class Chart:
     share_a: float
     share_b: float
     share_c: float
-    depth: float  # of the entry
-    first: int  # samples k = first .. last
+    depth: float
+
+
+@wp.struct
+class Passage:
+    """One way through the cage: samples k = first .. last."""
+
+    entry: Chart
+    exit: Chart
+    first: int
     last: int
+    rate: float  # 1 / length in depth; 0: the entry's chart is kept
 
 
 @wp.func
-def enter(
-    shell: Shell,
-    grid: Grid,
-    image: int,
-    entry: wp.uint64,
-    exit_: wp.uint64,
-    origin: wp.vec3,
-    direction: wp.vec3,
+def depth_of(key: wp.uint64):
+    return wp.cast(wp.uint32(key >> wp.uint64(32)), wp.float32)
+
+
+@wp.func
+def chart_at(
+    shell: Shell, grid: Grid, image: int, key: wp.uint64, origin: wp.vec3, direction: wp.vec3
 ):
     chart = Chart()
-    depth = wp.cast(wp.uint32(entry >> wp.uint64(32)), wp.float32)
-    face = int(wp.uint32(entry & LOW_HALF))
-    end = depth + shell.thickness
-    if exit_ != EMPTY:
-        end = wp.min(end, wp.cast(wp.uint32(exit_ >> wp.uint64(32)), wp.float32))
+    depth = depth_of(key)
+    face = int(wp.uint32(key & LOW_HALF))
     chart.a = shell.faces[face, 0]
     chart.b = shell.faces[face, 1]
     chart.c = shell.faces[face, 2]
@@ -303,9 +205,48 @@ def enter(
     chart.start = (rest + chart.inverse * chart.offset - grid.low) * grid.cells_per_metre
     chart.velocity = (chart.inverse * direction) * grid.cells_per_metre
     chart.depth = depth
-    chart.first = int(wp.ceil(depth / shell.step - 0.5))
-    chart.last = int(wp.floor(end / shell.step - 0.5))
     return chart
+
+
+@wp.func
+def pass_through(
+    shell: Shell,
+    grid: Grid,
+    image: int,
+    entry: wp.uint64,
+    exit_: wp.uint64,
+    origin: wp.vec3,
+    direction: wp.vec3,
+):
+    passage = Passage()
+    passage.entry = chart_at(shell, grid, image, entry, origin, direction)
+    begin = passage.entry.depth
+    end = begin + shell.thickness
+    if exit_ != EMPTY:
+        out = depth_of(exit_)
+        if out < end:
+            end = out
+            if out > begin + SHORTEST:
+                chart = chart_at(shell, grid, image, exit_, origin, direction)
+                apart = (chart.start - passage.entry.start) + out * (
+                    chart.velocity - passage.entry.velocity
+                )
+                if wp.length(apart) < SAME_LIMB * grid.cells_per_metre:
+                    passage.exit = chart
+                    passage.rate = 1.0 / (out - begin)
+    passage.first = int(wp.ceil(begin / shell.step - 0.5))
+    passage.last = int(wp.floor(end / shell.step - 0.5))
+    return passage
+
+
+@wp.func
+def place_at(passage: Passage, t: float):
+    place = passage.entry.start + t * passage.entry.velocity
+    if passage.rate > 0.0:
+        way = (t - passage.entry.depth) * passage.rate
+        share = way * way * (3.0 - 2.0 * way)
+        place = (1.0 - share) * place + share * (passage.exit.start + t * passage.exit.velocity)
+    return place
 
 
 @wp.kernel
@@ -330,10 +271,10 @@ def march(
         entry = front[ray, layer]
         if entry == EMPTY or light < shell.early_stop:
             break
-        chart = enter(shell, grid, image, entry, back[ray, layer], origin, direction)
-        for k in range(chart.first, chart.last + 1):
+        passage = pass_through(shell, grid, image, entry, back[ray, layer], origin, direction)
+        for k in range(passage.first, passage.last + 1):
             t = (float(k) + 0.5) * shell.step
-            cell = find_cell(grid, chart.start + t * chart.velocity)
+            cell = find_cell(grid, place_at(passage, t))
             if cell.r00 >= 0:
                 value = interpolate(grid, cell)
                 density = grid.density_scale / (1.0 + wp.exp(-value[3]))
@@ -343,6 +284,66 @@ def march(
                 if light < shell.early_stop:
                     break
     rgba[ray] = wp.vec4(colour[0], colour[1], colour[2], 1.0 - light)
+
+
+@wp.struct
+class RayGradient:
+    origin: wp.vec3
+    direction: wp.vec3
+
+
+@wp.func
+def pull_back_chart(
+    shell: Shell,
+    image: int,
+    chart: Chart,
+    direction: wp.vec3,
+    pull: wp.vec3,  # sum over samples of d(loss)/d(canonical place), per metre
+    pull_t: wp.vec3,  # the same, each times its depth
+    grad_depth: float,  # d(loss)/d(chart.depth)
+    grad_points: wp.array2d(dtype=wp.vec3),
+    grad_inverse: wp.array2d(dtype=wp.mat33),
+):
+    """Gradient of a chart with respect to cage and ray; adds the former, returns the latter."""
+    la = shell.inverse[image, chart.a]
+    lb = shell.inverse[image, chart.b]
+    lc = shell.inverse[image, chart.c]
+    pa = shell.points[image, chart.a]
+    pb = shell.points[image, chart.b]
+    pc = shell.points[image, chart.c]
+    grad_inv = wp.outer(pull, chart.offset) + wp.outer(pull_t, direction)
+    wp.atomic_add(grad_inverse, image, chart.a, chart.share_a * grad_inv)
+    wp.atomic_add(grad_inverse, image, chart.b, chart.share_b * grad_inv)
+    wp.atomic_add(grad_inverse, image, chart.c, chart.share_c * grad_inv)
+    result = RayGradient()
+    result.origin = wp.transpose(chart.inverse) * pull
+    result.direction = wp.transpose(chart.inverse) * pull_t
+    moved = result.origin
+    # the point of intersection moves over the triangle, and along the ray
+    normal = wp.cross(pb - pa, pc - pa)
+    facing = wp.dot(normal, direction)
+    if wp.abs(facing) > GRAZING * wp.length(normal) * wp.length(direction):
+        grad_a = wp.dot(
+            pull, shell.rest[chart.a] + la * chart.offset - chart.inverse * pa
+        ) + wp.dot(pull_t, la * direction)
+        grad_b = wp.dot(
+            pull, shell.rest[chart.b] + lb * chart.offset - chart.inverse * pb
+        ) + wp.dot(pull_t, lb * direction)
+        grad_c = wp.dot(
+            pull, shell.rest[chart.c] + lc * chart.offset - chart.inverse * pc
+        ) + wp.dot(pull_t, lc * direction)
+        slide = (
+            (grad_b - grad_a) * wp.cross(pc - pa, direction)
+            + (grad_c - grad_a) * wp.cross(direction, pb - pa)
+            - grad_depth * normal
+        ) / facing
+        result.origin += slide
+        result.direction += chart.depth * slide
+        moved += slide
+    wp.atomic_add(grad_points, image, chart.a, -chart.share_a * moved)
+    wp.atomic_add(grad_points, image, chart.b, -chart.share_b * moved)
+    wp.atomic_add(grad_points, image, chart.c, -chart.share_c * moved)
+    return result
 
 
 @wp.kernel
@@ -383,13 +384,17 @@ def march_backward(
         entry = front[ray, layer]
         if entry == EMPTY or light < shell.early_stop:
             break
-        chart = enter(shell, grid, image, entry, back[ray, layer], origin, direction)
-        # sums over samples of d(loss)/d(place) and of t times it
+        passage = pass_through(shell, grid, image, entry, back[ray, layer], origin, direction)
+        # sums over samples of d(loss)/d(place) and of t times it, for either chart
         pull = wp.vec3(0.0, 0.0, 0.0)
         pull_t = wp.vec3(0.0, 0.0, 0.0)
-        for k in range(chart.first, chart.last + 1):
+        exit_pull = wp.vec3(0.0, 0.0, 0.0)
+        exit_pull_t = wp.vec3(0.0, 0.0, 0.0)
+        grad_begin = float(0.0)
+        grad_end = float(0.0)
+        for k in range(passage.first, passage.last + 1):
             t = (float(k) + 0.5) * shell.step
-            cell = find_cell(grid, chart.start + t * chart.velocity)
+            cell = find_cell(grid, place_at(passage, t))
             if cell.r00 >= 0:
                 value = interpolate(grid, cell)
                 sigmoid = 1.0 / (1.0 + wp.exp(-value[3]))
@@ -410,114 +415,51 @@ def march_backward(
                 if to_field == 1:
                     pull_back_values(grad_values, cell, grad_value)
                 if to_pose == 1:
-                    place = pull_back_place(grid, cell, grad_value)
-                    pull += place
-                    pull_t += t * place
+                    grad_place = pull_back_place(grid, cell, grad_value)
+                    if passage.rate > 0.0:
+                        way = (t - passage.entry.depth) * passage.rate
+                        share = way * way * (3.0 - 2.0 * way)
+                        apart = (passage.exit.start - passage.entry.start) + t * (
+                            passage.exit.velocity - passage.entry.velocity
+                        )
+                        grad_way = 6.0 * way * (1.0 - way) * wp.dot(grad_place, apart)
+                        grad_begin -= (1.0 - way) * passage.rate * grad_way
+                        grad_end -= way * passage.rate * grad_way
+                        exit_pull += share * grad_place
+                        exit_pull_t += (share * t) * grad_place
+                        grad_place = (1.0 - share) * grad_place
+                    pull += grad_place
+                    pull_t += t * grad_place
                 if light < shell.early_stop:
                     break
         if to_pose == 1:
-            pull = pull * grid.cells_per_metre
-            pull_t = pull_t * grid.cells_per_metre
-            la = shell.inverse[image, chart.a]
-            lb = shell.inverse[image, chart.b]
-            lc = shell.inverse[image, chart.c]
-            pa = shell.points[image, chart.a]
-            pb = shell.points[image, chart.b]
-            pc = shell.points[image, chart.c]
-            grad_inv = wp.outer(pull, chart.offset) + wp.outer(pull_t, direction)
-            wp.atomic_add(grad_inverse, image, chart.a, chart.share_a * grad_inv)
-            wp.atomic_add(grad_inverse, image, chart.b, chart.share_b * grad_inv)
-            wp.atomic_add(grad_inverse, image, chart.c, chart.share_c * grad_inv)
-            back_pull = wp.transpose(chart.inverse) * pull
-            grad_origin += back_pull
-            grad_direction += wp.transpose(chart.inverse) * pull_t
-            # the entry itself moves over the triangle: d(loss) / d(barycentrics)
-            slide = wp.vec3(0.0, 0.0, 0.0)
-            normal = wp.cross(pb - pa, pc - pa)
-            facing = wp.dot(normal, direction)
-            if wp.abs(facing) > GRAZING * wp.length(normal) * norm:
-                turned = chart.offset
-                grad_a = wp.dot(
-                    pull, shell.rest[chart.a] + la * turned - chart.inverse * pa
-                ) + wp.dot(pull_t, la * direction)
-                grad_b = wp.dot(
-                    pull, shell.rest[chart.b] + lb * turned - chart.inverse * pb
-                ) + wp.dot(pull_t, lb * direction)
-                grad_c = wp.dot(
-                    pull, shell.rest[chart.c] + lc * turned - chart.inverse * pc
-                ) + wp.dot(pull_t, lc * direction)
-                slide = (
-                    (grad_b - grad_a) * wp.cross(pc - pa, direction)
-                    + (grad_c - grad_a) * wp.cross(direction, pb - pa)
-                ) / facing
-                grad_origin += slide
-                grad_direction += chart.depth * slide
-            moved = back_pull + slide
-            wp.atomic_add(grad_points, image, chart.a, -chart.share_a * moved)
-            wp.atomic_add(grad_points, image, chart.b, -chart.share_b * moved)
-            wp.atomic_add(grad_points, image, chart.c, -chart.share_c * moved)
+            moved = pull_back_chart(
+                shell,
+                image,
+                passage.entry,
+                direction,
+                pull * grid.cells_per_metre,
+                pull_t * grid.cells_per_metre,
+                grad_begin,
+                grad_points,
+                grad_inverse,
+            )
+            grad_origin += moved.origin
+            grad_direction += moved.direction
+            if passage.rate > 0.0:
+                moved = pull_back_chart(
+                    shell,
+                    image,
+                    passage.exit,
+                    direction,
+                    exit_pull * grid.cells_per_metre,
+                    exit_pull_t * grid.cells_per_metre,
+                    grad_end,
+                    grad_points,
+                    grad_inverse,
+                )
+                grad_origin += moved.origin
+                grad_direction += moved.direction
     if to_pose == 1:
         grad_origins[ray] = grad_origin
         grad_directions[ray] = grad_direction + (grad_length * shell.step / norm) * direction
-
-
-# --- building and fitting the field -------------------------------------------------------------
-
-
-@wp.kernel
-def signed_distance(
-    mesh: wp.uint64,
-    places: wp.array(dtype=wp.vec3),
-    farthest: float,
-    distance: wp.array(dtype=float),  # negative inside; `farthest` where nothing is nearer
-):
-    i = wp.tid()
-    query = wp.mesh_query_point_sign_normal(mesh, places[i], farthest)
-    distance[i] = farthest
-    if query.result:
-        nearest = wp.mesh_eval_position(mesh, query.face, query.u, query.v)
-        distance[i] = query.sign * wp.length(nearest - places[i])
-
-
-@wp.kernel
-def smooth(
-    neighbours: wp.array2d(dtype=wp.int32),  # [M, 3] next row along x, y, z; < 0: none
-    values: wp.array(dtype=wp.vec4),
-    strength: wp.vec4,
-    grad_values: wp.array(dtype=wp.vec4),
-):
-    """Adds the gradient of strength / 2 * (difference between neighbours)^2."""
-    i = wp.tid()
-    for axis in range(3):
-        j = neighbours[i, axis]
-        if j >= 0:
-            pull = wp.cw_mul(strength, values[i] - values[j])
-            wp.atomic_add(grad_values, i, pull)
-            wp.atomic_add(grad_values, j, -pull)
-
-
-@wp.kernel
-def adam(
-    values: wp.array(dtype=wp.vec4),
-    grad_values: wp.array(dtype=wp.vec4),  # set to zero
-    mean: wp.array(dtype=wp.vec4),
-    square: wp.array(dtype=wp.vec4),
-    rate: wp.vec4,
-    mean_unbias: float,
-    square_unbias: float,
-    lowest: wp.vec4,
-    highest: wp.vec4,
-):
-    """One Adam step (betas 0.9 and 0.99), then clamps the values to their range."""
-    i = wp.tid()
-    grad = grad_values[i]
-    m = 0.9 * mean[i] + 0.1 * grad
-    s = 0.99 * square[i] + 0.01 * wp.cw_mul(grad, grad)
-    mean[i] = m
-    square[i] = s
-    value = values[i]
-    for k in range(4):
-        moved = value[k] - rate[k] * (m[k] * mean_unbias) / (wp.sqrt(s[k] * square_unbias) + 1.0e-8)
-        value[k] = wp.clamp(moved, lowest[k], highest[k])
-    values[i] = value
-    grad_values[i] = wp.vec4(0.0, 0.0, 0.0, 0.0)

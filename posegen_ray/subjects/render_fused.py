@@ -19,9 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from posegen_ray.body.camera import Camera, to_camera
 from posegen_ray.config import RendererConfig
+from posegen_ray.subjects import grid_kernels, kernels
 from posegen_ray.subjects.deform import Cage, pose_cage
 from posegen_ray.subjects.field import DENSITY_SCALE, Field
-from posegen_ray.subjects.warp_cache import prepare
+from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _IMAGES_AT_ONCE = 16  # bounds the memory of the entry buffers: 4 MB an image at 256 x 256
 _NEAR = 0.05  # metres; kernels.NEAR
@@ -51,12 +52,8 @@ class FusedModel:
         self, cage: Cage, field: Field, config: RendererConfig, device: torch.device | str = "cpu"
     ) -> None:
         self.device = torch.device(device)
-        warp_name = str(wp_device_name(self.device))
-        prepare(warp_name)
-        from posegen_ray.subjects import kernels  # compiled by prepare()
-
-        self.kernels = kernels
-        self._warp_device = wp.get_device(warp_name)
+        warp_name = warp_device_name(self.device)
+        prepare(warp_name, kernels.__name__)
         self.config = config
         self.cage = cage.to(self.device)
         self.field = field.to(self.device)
@@ -65,7 +62,7 @@ class FusedModel:
         self._faces = self.cage.faces.contiguous()
         self._warp_rest = wp.from_torch(self._rest, dtype=wp.vec3)
         self._warp_faces = wp.from_torch(self._faces, dtype=wp.int32)
-        grid = kernels.Grid()
+        grid = grid_kernels.Grid()
         grid.index = wp.from_torch(self.field.index, dtype=wp.int32)
         grid.values = wp.from_torch(self.field.values, dtype=wp.vec4)
         grid.low = wp.vec3(*field.low)
@@ -92,7 +89,9 @@ class FusedModel:
         points, inverse = pose_cage(self.cage, bones)
         rays = self.find_rays(points.detach(), camera.detach())
         origins, directions = world_rays(camera, rays)
-        colours = _March.apply(self, rays, points, inverse, origins, directions)
+        colours: Tensor = _March.apply(  # type: ignore[no-untyped-call]
+            self, rays, points, inverse, origins, directions
+        )
         flat = torch.zeros(len(camera) * camera.height * camera.width, 4, device=self.device)
         flat = flat.index_copy(0, rays.row, colours)
         return flat.view(len(camera), camera.height, camera.width, 4)
@@ -108,12 +107,12 @@ class FusedModel:
         areas = box[:, 2] * box[:, 3]
         start = areas.cumsum(0) - areas
         total = int(areas.sum())
-        layers = self.kernels.LAYERS
+        layers = kernels.LAYERS
         front = torch.full((total, layers), -1, dtype=torch.int64, device=self.device)
         back = torch.full((total, layers), -1, dtype=torch.int64, device=self.device)
         if total:
             self._launch(
-                self.kernels.rasterise,
+                kernels.rasterise,
                 (len(camera), len(self._faces)),
                 [
                     wp.from_torch(local, dtype=wp.vec3),
@@ -151,9 +150,7 @@ class FusedModel:
         rgba = torch.empty(len(rays.row), 4, device=self.device)
         if len(rgba):
             inputs = self._ray_inputs(rays, points, inverse, origins, directions)
-            self._launch(
-                self.kernels.march, len(rgba), [*inputs, wp.from_torch(rgba, dtype=wp.vec4)]
-            )
+            self._launch(kernels.march, len(rgba), [*inputs, wp.from_torch(rgba, dtype=wp.vec4)])
         return rgba
 
     def pull_back(
@@ -167,7 +164,7 @@ class FusedModel:
         grad_rgba: Tensor,  # [N, 4]
         grad_values: Tensor | None = None,  # [M, 4] added to; then poses get no gradient
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of points [B, C, 3], inverse [B, C, 3, 3], origins [B, 3], directions [N, 3]."""
+        """Gradients of points, inverse, origins and directions."""
         to_pose = grad_values is None
         grad_points = torch.zeros_like(points)
         grad_inverse = torch.zeros_like(inverse)
@@ -178,7 +175,7 @@ class FusedModel:
         if len(rgba):
             inputs = self._ray_inputs(rays, points, inverse, origins, directions)
             self._launch(
-                self.kernels.march_backward,
+                kernels.march_backward,
                 len(rgba),
                 [
                     *inputs,
@@ -199,7 +196,7 @@ class FusedModel:
     def _ray_inputs(
         self, rays: Rays, points: Tensor, inverse: Tensor, origins: Tensor, directions: Tensor
     ) -> list[Any]:
-        shell = self.kernels.Shell()
+        shell = kernels.Shell()
         shell.points = wp.from_torch(points, dtype=wp.vec3)
         shell.inverse = wp.from_torch(inverse, dtype=wp.mat33)
         shell.rest = self._warp_rest
@@ -273,11 +270,6 @@ def _bounding_boxes(
     return torch.cat([low, high - low], -1).int()
 
 
-def wp_device_name(device: torch.device) -> str:
-    """Warp's name of a torch device."""
-    return "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
-
-
 def launch(
     kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any], device: torch.device
 ) -> None:
@@ -286,4 +278,4 @@ def launch(
     if device.type == "cuda":
         stream = wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device)))
     with stream:
-        wp.launch(kernel, dim, inputs, device=wp_device_name(device))
+        wp.launch(kernel, dim, inputs, device=warp_device_name(device))

@@ -1,7 +1,8 @@
-"""The readable renderer: torch and nerfacc, the same samples as the fused one, no kernels of its own.
+"""The readable renderer: torch and nerfacc, the same samples as the fused one, no own kernels.
 
 For every ray: intersect all cage triangles, pair the i-th entry with the i-th exit, map the samples
-between them back to the T-pose, look up the field, composite. Differentiable by autograd. Slow:
+between them back to the T-pose (blending the charts of both ends; see `kernels`), look up the
+field, composite. Differentiable by autograd. Slow:
 meant for tests and for understanding. Legend: T cage triangles, L layers, S samples per layer.
 """
 
@@ -17,7 +18,9 @@ from posegen_ray.subjects.deform import Cage, pose_cage
 from posegen_ray.subjects.field import DENSITY_SCALE, Field
 
 _NEAR = 0.05  # metres
-_GRAZING = 0.02  # cosine below which the entry's barycentrics count as fixed
+_GRAZING = 0.02  # cosine below which the point of intersection counts as fixed
+_SAME_LIMB = 0.12  # metres that the two charts may be apart at the exit to be blended
+_SHORTEST = 1e-4  # metres; shorter passages are not blended
 _RAYS_AT_ONCE = 1024
 
 
@@ -61,9 +64,10 @@ class ReferenceModel:
     ) -> Tensor:  # [N, 4]
         step, layers = self.config.step, self.config.layers
         with torch.no_grad():
-            entry, triangle, leave = self._entries(origin, directions, axis, points)
+            entry, exit_, triangle, exit_triangle = self._passages(origin, directions, axis, points)
+            end = torch.minimum(exit_, entry + self.config.thickness)
             first = torch.ceil(entry / step - 0.5)
-            last = torch.floor(torch.minimum(leave, entry + self.config.thickness) / step - 0.5)
+            last = torch.floor(end / step - 0.5)
             count = torch.where(entry.isfinite(), last - first + 1, 0.0).clamp_min(0)
             most = int(count.max())
         if most == 0:
@@ -72,14 +76,16 @@ class ReferenceModel:
         valid = number < count[..., None]  # [N, L, S]
         t = (torch.where(count > 0, first, 0.0)[..., None] + number + 0.5) * step
 
-        corner = self.cage.faces.long()[triangle]  # [N, L, 3]
-        share = _barycentrics(origin, directions, points[corner], entry)[..., None]
-        chart_inverse = (share[..., None] * inverse[corner]).sum(2)
-        rest = (share * self.cage.rest[corner]).sum(2)
-        offset = origin - (share * points[corner]).sum(2)
-        velocity = (chart_inverse @ directions[:, None, :, None])[..., 0]
-        start = rest + (chart_inverse @ offset[..., None])[..., 0]
-        canonical = start[:, :, None] + t[..., None] * velocity[:, :, None]
+        ray = (origin, directions, points, inverse)
+        begin, from_entry, entry_at_exit = self._chart(*ray, entry, triangle, t, exit_)
+        finish, from_exit, exit_at_exit = self._chart(*ray, exit_, exit_triangle, t, exit_)
+        same_limb = (exit_at_exit - entry_at_exit).detach().norm(dim=-1) < _SAME_LIMB
+        long_enough = (exit_ > entry + _SHORTEST) & (exit_ < entry + self.config.thickness)
+        blended = (same_limb & long_enough)[..., None]
+        length = torch.where(blended[..., 0], finish - begin, 1.0)  # no division by 0
+        way = (t - begin[..., None]) / length[..., None]
+        share = torch.where(blended, way * way * (3 - 2 * way), 0.0)[..., None]
+        canonical = (1 - share) * from_entry + share * from_exit
 
         value = lookup(self.field, canonical)
         inside = valid & value[..., 4].bool()
@@ -92,10 +98,37 @@ class ReferenceModel:
         colour = accumulate_along_rays(weights, value[..., :3].flatten(1, 2))
         return torch.cat([colour, accumulate_along_rays(weights)], -1)
 
-    def _entries(
-        self, origin: Tensor, directions: Tensor, axis: Tensor, points: Tensor
+    def _chart(
+        self,
+        origin: Tensor,  # [3]
+        directions: Tensor,  # [N, 3]
+        points: Tensor,  # [C, 3]
+        inverse: Tensor,  # [C, 3, 3]
+        depth: Tensor,  # [N, L] of the intersections; infinite: none
+        triangle: Tensor,  # [N, L]
+        t: Tensor,  # [N, L, S] depths of the samples
+        until: Tensor,  # [N, L] another depth
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Depths of the nearest entries [N, L], their triangles, and the exits paired with them."""
+        """Depths with gradient [N, L], rest-pose places at t [N, L, S, 3] and until [N, L, 3]."""
+        corner = self.cage.faces.long()[triangle]  # [N, L, 3]
+        share, depth = _intersect(origin, directions, points[corner], depth)
+        share = share[..., None]
+        chart_inverse = (share[..., None] * inverse[corner]).sum(2)
+        rest = (share * self.cage.rest[corner]).sum(2)
+        offset = origin - (share * points[corner]).sum(2)
+        velocity = (chart_inverse @ directions[:, None, :, None])[..., 0]
+        start = rest + (chart_inverse @ offset[..., None])[..., 0]
+        until = torch.where(until.isfinite(), until, 0.0)
+        return (
+            depth,
+            start[:, :, None] + t[..., None] * velocity[:, :, None],
+            start + until[..., None] * velocity,
+        )
+
+    def _passages(
+        self, origin: Tensor, directions: Tensor, axis: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Depths of the nearest entries and exits [N, L] (infinite: none), and their triangles."""
         a, b, c = points[self.cage.faces.long()].unbind(1)
         normal = torch.linalg.cross(b - a, c - a)
         facing = directions @ normal.T  # [N, T]
@@ -111,16 +144,21 @@ class ReferenceModel:
         infinite = torch.full_like(depth, torch.inf)
         layers = self.config.layers
         entry, triangle = torch.where(hit & (facing < 0), depth, infinite).sort(-1)
-        leave, _ = torch.where(hit & (facing > 0), depth, infinite).sort(-1)
-        return entry[:, :layers], triangle[:, :layers], leave[:, :layers]
+        exit_, exit_triangle = torch.where(hit & (facing > 0), depth, infinite).sort(-1)
+        return (
+            entry[:, :layers],
+            exit_[:, :layers],
+            triangle[:, :layers],
+            exit_triangle[:, :layers],
+        )
 
 
-def _barycentrics(
+def _intersect(
     origin: Tensor,  # [3]
     directions: Tensor,  # [N, 3]
     corners: Tensor,  # [N, L, 3, 3]
-    entry: Tensor,  # [N, L] depths; infinite where there is no entry
-) -> Tensor:  # [N, L, 3]
+    known: Tensor,  # [N, L] depths; infinite where there is no intersection
+) -> tuple[Tensor, Tensor]:  # barycentrics [N, L, 3], depths [N, L] (0 where there is none)
     """Where the rays meet the triangles. Differentiable, but for grazing rays."""
     a, b, c = corners.unbind(2)
     ray = directions[:, None].expand_as(a)
@@ -129,13 +167,16 @@ def _barycentrics(
     grazing = facing.abs() <= _GRAZING * normal.norm(dim=-1) * ray.norm(dim=-1)
     safe = torch.where(facing.abs() > 1e-12, facing, torch.ones_like(facing))
     depth = ((a - origin) * normal).sum(-1) / safe
+    depth = torch.where(grazing, depth.detach(), depth)
     hit = origin + depth[..., None] * ray
     area = (normal * normal).sum(-1)
     second = (torch.linalg.cross(hit - a, c - a) * normal).sum(-1) / area
     third = (torch.linalg.cross(b - a, hit - a) * normal).sum(-1) / area
     share = torch.stack([1 - second - third, second, third], -1)
     share = torch.where(grazing[..., None], share.detach(), share)
-    return torch.where(entry.isfinite()[..., None], share, torch.full_like(share, 1 / 3))
+    exists = known.isfinite()
+    share = torch.where(exists[..., None], share, torch.full_like(share, 1 / 3))
+    return share, torch.where(exists, depth, 0.0)
 
 
 def lookup(

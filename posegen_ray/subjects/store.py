@@ -1,4 +1,4 @@
-"""Subjects on disk: `manifest.json` and one safetensors file, written so that readers never see half.
+"""Subjects on disk: `manifest.json` and a safetensors file; readers never see half a subject.
 
 Knows nothing of fitting or rendering.
 """

@@ -29,6 +29,11 @@ def warp_folder() -> Path:
     return Path(chosen).expanduser() if chosen else cache_folder() / "warp"
 
 
+def warp_device_name(device: torch.device) -> str:
+    """Warp's name of a torch device."""
+    return "cpu" if device.type == "cpu" else f"cuda:{device.index or 0}"
+
+
 @functools.cache
 def prepare(device: str = "cpu", module: str = _KERNELS) -> None:
     """Initialises Warp quietly and loads (or compiles, behind a lock) a kernel module for a device.

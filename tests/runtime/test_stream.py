@@ -9,10 +9,10 @@ from runtime_draws import JitterDraw, make_samples
 
 from posegen_ray.config import RoleResources, StreamConfig
 from posegen_ray.errors import ResourceError, TrainingError
+from posegen_ray.local import draw_plan
 from posegen_ray.records import concatenate_samples
 from posegen_ray.runtime.columns import from_columns, to_columns
 from posegen_ray.runtime.generator_store import GeneratorStore
-from posegen_ray.local import draw_plan
 from posegen_ray.runtime.stream import sample_stream
 
 PLAN = draw_plan(3, range(2), batches_per_round=3, batch_size=2)

@@ -63,10 +63,13 @@ def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
     steps: list[tuple[int, int]] = []
     subject = fit_subject(capture, capsule_body(), CONFIG, 0, lambda *at: steps.append(at))
     manifest = subject.manifest
-    assert manifest.psnr_person > 24
+    assert manifest.psnr_person > 23
     assert manifest.psnr_full > manifest.psnr_person
     assert (manifest.name, manifest.body, manifest.held_out_frames) == ("painted", "capsules", 6)
     assert manifest.capture_sha256 == capture.sha256()
+    field = subject.field
+    before_belly = field.positions()[:, 2] > 0.14  # the trunk's radius is 0.12
+    assert (field.values[field.rim() & before_belly, 3] == -8).all()
     assert steps == [(i + 1, 120) for i in range(120)]
     assert subject.field.values[:, :3].min() >= 0
     assert subject.field.values[:, :3].max() <= 1
@@ -74,9 +77,7 @@ def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
 
 def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
     short = replace(CONFIG, steps=6)
-    first, second, other = (
-        fit_subject(capture, capsule_body(), short, seed) for seed in (0, 0, 1)
-    )
+    first, second, other = (fit_subject(capture, capsule_body(), short, seed) for seed in (0, 0, 1))
     assert torch.equal(first.field.values, second.field.values)
     assert first.manifest == second.manifest
     assert not torch.equal(first.field.values, other.field.values)
@@ -85,11 +86,12 @@ def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
 def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
     body = capsule_body()
     bones = body(capture.poses.rotations, torch.zeros(1, 2)).bones
-    cage = build_cage(body, capture.shape, CONFIG.cage)
-    field = body_field(body, capture.shape, CONFIG.cage)
-    carved_cage, carved = carve(capture, bones, cage, field, list(range(0, FRAMES, 2)))
-    assert len(carved.values) < 0.9 * len(field.values)
-    assert carved_cage.dilation.mean() < 0.8 * cage.dilation.mean()
+    config = replace(CONFIG.cage, shell=0.09)
+    cage = build_cage(body, capture.shape, config)
+    field = body_field(body, capture.shape, config)
+    carved_cage, carved = carve(capture, bones, cage, field, list(range(FRAMES)))
+    assert len(carved.values) < 0.95 * len(field.values)
+    assert carved_cage.dilation.mean() < cage.dilation.mean()
     # every place inside the body is still there
     inside = field.values[:, 3] > 0
     assert int((carved.values[:, 3] > 0).sum()) >= int(inside.sum())
@@ -98,7 +100,7 @@ def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
 def test_pruning_keeps_what_is_occupied() -> None:
     subject = painted_subject()
     occupied = subject.field.values[:, 3] > -2
-    cage, field = prune(subject.cage, subject.field, occupied)
+    cage, field = prune(subject.cage, subject.field, occupied.float())
     kept = {tuple(place) for place in np.round(field.positions().numpy(), 4).tolist()}
     wanted = np.round(subject.field.positions()[occupied].numpy(), 4).tolist()
     assert all(tuple(place) in kept for place in wanted)

@@ -56,7 +56,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-@pytest.mark.parametrize(("early_stop", "tolerance"), [(0.0, 1e-4), (1e-3, 2e-3)])
+@pytest.mark.parametrize(("early_stop", "tolerance"), [(0.0, 5e-4), (1e-3, 2e-3)])
 def test_fused_and_reference_pictures_agree(
     capsule_subject: Subject, early_stop: float, tolerance: float
 ) -> None:
@@ -115,7 +115,7 @@ def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> No
     assert _cosine(ours[:18], numeric[:18]) > 0.97  # bones; creases of the cage are not smooth
     for part in (slice(18, 21), slice(21, 24), slice(24, 25), slice(25, 27)):  # camera
         assert _cosine(ours[part], numeric[part]) > 0.99
-        assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.1)
+        assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.25)
 
 
 def test_vjp_equals_autograd(capsule_subject: Subject) -> None:

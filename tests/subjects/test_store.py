@@ -91,9 +91,7 @@ def test_damage_is_noticed(capsule_subject: Subject, tmp_path: Path) -> None:
         read_manifest(folder)
 
 
-def test_a_folder_that_cannot_be_written_is_named(
-    capsule_subject: Subject, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_written_is_named(capsule_subject: Subject, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(SubjectError, match="could not be written"):
