@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from posegen_ray.body import load_body
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
@@ -30,6 +31,7 @@ from posegen_ray.evaluation.store import (
 )
 from posegen_ray.jobs import Draw, FineTune, FitPerson, Predict, Shoot, render_speed, subjects_root
 from posegen_ray.local import Backend, Shared
+from posegen_ray.motion.splits import load_splits
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
@@ -57,7 +59,11 @@ class Run:
         self.folder = folder
         self.backend = backend
         self.console = console
-        self.estimator_name = load_estimator(config.estimator).name
+        with console.phase("setup", "preparing body, clips and estimator"):
+            # fetched and built here once, before many processes want them at the same time
+            load_body(config.body, lambda text: console.say(f"  {text}"))
+            load_splits(config.motion)
+            self.estimator_name = load_estimator(config.estimator).name
         self._folders: Folders = ()
         self._joint_map: Tensor | None = None
 

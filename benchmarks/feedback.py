@@ -1,0 +1,98 @@
+"""Does the feedback work? The trained generator against the same one trained without feedback.
+
+    python benchmarks/feedback.py [seed] [hydra overrides]
+
+The estimator stays frozen. Prints, for samples of both generators: the estimator's median error
+and their ratio (wanted: at least 1.2, inside the band), the share of valid samples (at least 90 %),
+and the mean distance of the poses to the nearest real training pose and its ratio (at most 1.1).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from posegen_ray.adversary import Adversary, judge
+from posegen_ray.compose import compose_config
+from posegen_ray.config import RunConfig
+from posegen_ray.console import Console
+from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.generation.plausibility import nearest_pose_distance
+from posegen_ray.jobs import FitPerson
+from posegen_ray.scene import check_proposal, seeded_backgrounds
+from posegen_ray.seeding import derive_seed, torch_stream
+from posegen_ray.studio import LocalRenderer, Studio
+from posegen_ray.subjects.wardrobe import people
+
+STEPS = 120
+SAMPLES = 240  # whose error is measured
+POSES = 1200  # whose distance to real poses is measured
+
+
+def main(arguments: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    seed = int(arguments[0]) if arguments else 0
+    config = compose_config(["runtime=inprocess", *arguments[1:]])
+    console = Console()
+    jobs = [FitPerson(config, person.name) for person in people("train")]
+    for job in jobs:
+        if not job.done:
+            console.say(f"fitting {job.name}")
+            job.run(lambda _: None)
+    studio = Studio(config, tuple((job.name, str(job.folder)) for job in jobs))
+    render = LocalRenderer(config, studio.folders).render_fn()
+    rows = {}
+    for name, weight in (("with feedback", config.feedback.weight), ("without", 0.0)):
+        config.feedback.weight = weight
+        rows[name] = measure(config, studio, render, seed, console, name)
+    print(f"{'':16}{'median mm':>10}{'in band %':>10}{'valid %':>9}{'nearest mm':>11}")
+    for name, row in rows.items():
+        print(f"{name:16}" + "".join(f"{value:>10.1f}" for value in row))
+    error, _, _, distance = (a / b for a, b in zip(*rows.values(), strict=True))
+    print(f"ratio: error {error:.2f}, nearest real pose {distance:.2f} (seed {seed})")
+
+
+def measure(
+    config: RunConfig, studio: Studio, render, seed: int, console: Console, label: str
+) -> tuple[float, float, float, float]:
+    """Median error (mm), share in the band (%), valid share (%), nearest-pose distance (mm)."""
+    estimator = load_estimator(config.estimator)
+    background = seeded_backgrounds("train")
+    torch.manual_seed(derive_seed(seed, "initialise"))
+    adversary = Adversary(
+        studio.generator(), config.feedback, config.discriminator, studio.people, studio.checker
+    )
+    source = studio.source_sampler()
+    calibrate = torch_stream(seed, "calibrate")
+    reference = adversary.calibrate(render, estimator, source, background, 64, calibrate)
+    for step in console.track(range(STEPS), label, unit="step"):
+        rng = torch_stream(seed, "step", step)
+        adversary.step(config.training.batch_size, render, estimator, background, rng)
+    rng = torch_stream(seed, "measure")
+    with torch.no_grad():
+        proposal = adversary.generator.sample(SAMPLES, rng)
+        valid = check_proposal(proposal, studio.people, studio.checker).valid
+        rows = valid.nonzero()[:, 0]
+        errors = []
+        for part in rows.split(16):
+            pictures = background([derive_seed(seed, "background", int(i)) for i in part], 256)
+            chosen = proposal[part.tolist()]
+            errors.append(judge(chosen, studio.people, render, estimator, pictures).error)
+        error = torch.cat(errors)
+        poses = adversary.generator.sample(POSES, rng).poses.rotations
+        shape = studio.people.shapes.mean(0)
+        distance = nearest_pose_distance(poses, studio.source.poses.rotations, studio.body, shape)
+    place = error / reference
+    band = (place >= config.feedback.band_low) & (place <= config.feedback.band_high)
+    return (
+        float(error.median()),
+        100 * float(band.float().mean()),
+        100 * float(valid.float().mean()),
+        float(distance.mean()),
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
