@@ -566,7 +566,8 @@ class RuntimeConfig:
     temp_folder: str = ""  # Ray's session folder; keep it short (unix socket paths)
     train_workers: int = 1
     train_resources: RoleResources = field(default_factory=lambda: RoleResources(1.0, 0.0))
-    task_resources: RoleResources = field(default_factory=lambda: RoleResources(2.0, 0.0))
+    job_workers: int = 2  # processes that fit, draw, fine-tune and predict, one job each at a time
+    job_resources: RoleResources = field(default_factory=lambda: RoleResources(0.5, 0.0))
     max_train_failures: int = 3  # train worker deaths survived by resuming from the checkpoint
     threads: int = 1  # numeric threads in every process
     render: RenderServerConfig = field(default_factory=RenderServerConfig)
@@ -582,6 +583,7 @@ class RuntimeConfig:
             ("num_cpus", 1),
             ("num_gpus", 0),
             ("train_workers", 1),
+            ("job_workers", 1),
             ("max_train_failures", 0),
             ("threads", 1),
         ):

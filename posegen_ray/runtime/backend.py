@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 import torch
+from ray.util import ActorPool
 from torch import Tensor
 
 from posegen_ray.config import RunConfig, StreamConfig
@@ -55,6 +56,9 @@ class RayBackend:
             count = len(subject.names) or len(people("train"))
             self._console.say(plan(self._config.runtime, free, count).table())
             self._progress = _Progress.options(num_cpus=0).remote()
+            share = self._config.runtime.job_resources
+            worker = _JobWorker.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
+            self._workers = [worker.remote() for _ in range(self._config.runtime.job_workers)]
         except BaseException:
             self._session.__exit__(None, None, None)
             raise
@@ -69,18 +73,16 @@ class RayBackend:
         self._session.__exit__(kind, error, trace)
 
     def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
-        share = self._config.runtime.task_resources
-        task = _run_job.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus, max_retries=3)
         with self._bar(label, sum(job.size for job in jobs), unit) as advance:
-            waiting = [task.remote(job, advance) for job in jobs]
+            # long-lived workers: a task's process might be a new one each time, and importing
+            # torch and building a studio takes longer than most jobs
+            pool = ActorPool(self._workers)
             try:
-                return ray.get(waiting)
+                return list(
+                    pool.map(lambda worker, job: worker.run.remote(job, advance), list(jobs))
+                )
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
-            except KeyboardInterrupt:
-                for reference in waiting:
-                    ray.cancel(reference, force=True)
-                raise
 
     def share(self, value: Value) -> Shared[Value]:
         if isinstance(value, Samples):
@@ -95,7 +97,7 @@ class RayBackend:
                 self._pool[1].close()
             paths = {name: Path(folder) for name, folder in folders}
             config = self._config
-            with self._console.phase("servers", f"starting {len(paths)} render servers"):
+            with self._console.phase("servers", f"starting render servers for {len(paths)} people"):
                 pool = start_pool(
                     config.runtime.render, paths, config.renderer, threads=config.runtime.threads
                 )
@@ -164,11 +166,13 @@ def _readable(array: Any) -> Any:
         return torch.from_numpy(array)
 
 
-@ray.remote
-def _run_job(job: Job, advance: _Advance) -> Any:
-    """Any job; it asks for nothing but itself, so a lost worker just means doing it again."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    return job.run(advance)
+@ray.remote(max_restarts=-1, max_task_retries=3)
+class _JobWorker:
+    """Runs any job; a job asks for nothing but itself, so a lost one is simply done again."""
+
+    def run(self, job: Job, advance: _Advance) -> Any:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        return job.run(advance)
 
 
 @ray.remote

@@ -84,6 +84,7 @@ def plan(
     """
     groups = math.ceil(num_subjects / config.render.subjects_per_server)
     shares = [Share("render server", groups * config.render.replicas, config.render.resources)]
+    shares.append(Share("job worker", config.job_workers, config.job_resources))
     if training:
         shares.append(Share("train worker", config.train_workers, config.train_resources))
         streams = config.train_workers * config.stream.actors

@@ -19,12 +19,14 @@ def config(server=HALF, per_server=1, workers=1, train=WHOLE):
         stream=StreamConfig(resources=RoleResources(0.25)),
         train_workers=workers,
         train_resources=train,
+        job_workers=1,
+        job_resources=HALF,
     )
 
 
 def test_plan_adds_up():
     result = plan(config(), Resources(6, 0), num_subjects=4)
-    assert result.cpus == 4 * 2 * 0.5 + 1 + 0.25
+    assert result.cpus == 4 * 2 * 0.5 + 1 + 0.25 + 0.5
     assert "render server" in result.table()
     assert result.table().splitlines()[-1].split()[-2:] == ["6", "0"]
 
@@ -35,7 +37,7 @@ def test_subjects_share_servers():
 
 
 def test_plan_that_needs_too_much_says_how_much():
-    with pytest.raises(ResourceError, match=r"needs 5.25 logical CPUs, 2 are free.*\n") as error:
+    with pytest.raises(ResourceError, match=r"needs 5.75 logical CPUs, 2 are free.*\n") as error:
         plan(config(), Resources(2, 0), num_subjects=4)
     assert "runtime.num_cpus=6" in error.value.fix
 
