@@ -1,5 +1,7 @@
 # make demo   the main job, end to end, on this machine (creates .venv when it is missing)
-# make test   the test suite
+# make test   the test suite (make test-slow: the minutes-long ones)
+# make small  the comparison with three seeds and more images
+# make lint   ruff and mypy
 #
 # PYTHON  interpreter for the virtual environment (3.10 to 3.12)
 # TORCH   what to install as torch. Without a GPU the CPU build is preferred; where your package
