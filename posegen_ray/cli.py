@@ -207,7 +207,8 @@ def _start_run(arguments: Sequence[str]) -> tuple[RunConfig, Path, Console]:
     from posegen_ray.experiment import open_run_folder
 
     config, console = _settings(arguments)
-    config, folder = open_run_folder(config, [a for a in arguments if not a.startswith("resume=")])
+    overrides = [argument for argument in arguments if not argument.startswith("resume=")]
+    config, folder = open_run_folder(config, overrides, console.say)
     return config, folder, console
 
 

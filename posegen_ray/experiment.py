@@ -15,7 +15,7 @@ that was interrupted goes on where it stopped and ends with the same numbers.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,10 +53,12 @@ from posegen_ray.subjects.store import save_subject
 # --- run folders --------------------------------------------------------------------------------
 
 
-def open_run_folder(config: RunConfig, overrides: Sequence[str]) -> tuple[RunConfig, Path]:
+def open_run_folder(
+    config: RunConfig, overrides: Sequence[str], say: Callable[[str], None]
+) -> tuple[RunConfig, Path]:
     """A fresh run folder, or the one that resume= names, with the settings it was started with.
 
-    What lies in a fresh run's folder already is moved aside, never overwritten.
+    What lies in a fresh run's folder already is moved aside, never overwritten, and `say` is told.
 
     Raises:
         ConfigError: resume= names no run, or comes with settings that differ from the run's.
@@ -76,7 +78,9 @@ def open_run_folder(config: RunConfig, overrides: Sequence[str]) -> tuple[RunCon
     folder = Path(config.run_dir)
     try:
         if folder.exists() and any(folder.iterdir()):
-            os.replace(folder, _free_name(folder))
+            aside = _free_name(folder)
+            os.replace(folder, aside)
+            say(f"{folder} holds an earlier run: it is now {aside}")
         folder.mkdir(parents=True, exist_ok=True)
         dump_config(config, folder / "config.yaml")
     except OSError as error:

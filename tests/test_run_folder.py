@@ -1,0 +1,55 @@
+"""Run folders: nothing is overwritten, and a resumed run keeps the settings it was started with."""
+
+from dataclasses import replace
+
+import pytest
+
+from posegen_ray.compose import compose_config
+from posegen_ray.errors import ConfigError, ResourceError
+from posegen_ray.experiment import open_finished_run, open_run_folder
+
+
+def test_an_earlier_run_is_moved_aside_and_said(tmp_path):
+    config = compose_config([f"run_dir={tmp_path}/run"])
+    said = []
+    open_run_folder(config, [], said.append)
+    (tmp_path / "run" / "summary.json").write_text("{}")
+    assert not said
+    open_run_folder(config, [], said.append)
+    assert (tmp_path / "run.1" / "summary.json").read_text() == "{}"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert "run.1" in said[0]
+    open_run_folder(config, [], said.append)
+    assert (tmp_path / "run.2").exists()
+
+
+def test_resume_takes_the_settings_of_the_run(tmp_path):
+    started = compose_config([f"run_dir={tmp_path}/run", "training.rounds=7"])
+    open_run_folder(started, [], lambda _: None)
+    again = compose_config([f"resume={tmp_path}/run", "runtime=inprocess"])
+    config, folder = open_run_folder(again, ["runtime=inprocess"], lambda _: None)
+    assert folder == tmp_path / "run"
+    assert config.training.rounds == 7
+    assert config.runtime.name == "inprocess"
+
+
+def test_resume_refuses_settings_that_would_change_the_run(tmp_path):
+    started = compose_config([f"run_dir={tmp_path}/run"])
+    open_run_folder(started, [], lambda _: None)
+    again = compose_config([f"resume={tmp_path}/run", "training.rounds=7"])
+    with pytest.raises(ConfigError, match=r"training.rounds=7.*new run"):
+        open_run_folder(again, ["training.rounds=7"], lambda _: None)
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    config = replace(compose_config([]), run_dir=str(tmp_path / "file" / "run"))
+    with pytest.raises(ResourceError, match="cannot be written"):
+        open_run_folder(config, [], lambda _: None)
+
+
+def test_finished_run_must_be_named_and_exist(tmp_path):
+    with pytest.raises(ConfigError, match="No run is named"):
+        open_finished_run(compose_config([]))
+    with pytest.raises(ConfigError, match="not the configuration of a run"):
+        open_finished_run(compose_config([f"run={tmp_path}"]))
