@@ -50,19 +50,15 @@ class Console:
         """A progress bar with ETA over `items`; it disappears when it is done."""
         if total is None and isinstance(items, Sized):
             total = len(items)
-        yield from tqdm(
-            items,
-            desc=f"  {label}",
-            total=total,
-            unit=unit,
-            leave=False,
-            disable=self.quiet,
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 20.0,
-        )
+        bar = self.bar(label, total, unit)
+        try:
+            for item in items:
+                yield item
+                bar.update()
+        finally:
+            bar.close()
 
-    def bar(self, label: str, total: int, unit: str = "it") -> tqdm[Any]:
+    def bar(self, label: str, total: int | None, unit: str = "it") -> tqdm[Any]:
         """A progress bar to advance by hand (`bar.update(n)`, `bar.close()`)."""
         bar: tqdm[Any] = tqdm(
             desc=f"  {label}",
