@@ -92,28 +92,22 @@ class MotionConfig:
 
 
 @dataclass
-class CageConfig:
-    """The posed shell that bounds the field (built once per subject, when it is fitted)."""
+class RegionConfig:
+    """The region around the body that a subject's field may fill."""
 
-    vertices: int = 2000  # of the decimated body surface
     shell: float = 0.06  # metres outside the body: wide enough for loose clothes
     inner: float = 0.03  # metres inside the body
     voxel: float = 0.01  # metres, edge of a field cell
 
     def __post_init__(self) -> None:
         require(
-            self.vertices >= 200,
-            f"fit.cage.vertices={self.vertices} is too few to keep the limbs apart.",
-            "Use at least 200 (default 2000).",
-        )
-        require(
             0.005 <= self.shell <= 0.2 and 0.005 <= self.inner <= 0.2,
-            f"fit.cage.shell={self.shell}, fit.cage.inner={self.inner} must be 0.005 to 0.2 m.",
+            f"fit.region.shell={self.shell}, fit.region.inner={self.inner} must be 0.005 to 0.2 m.",
             "Defaults: 0.06 and 0.03.",
         )
         require(
             0.002 <= self.voxel <= self.shell,
-            f"fit.cage.voxel={self.voxel} must lie between 0.002 m and the shell's width.",
+            f"fit.region.voxel={self.voxel} must lie between 0.002 m and the shell's width.",
             "Default: 0.01.",
         )
 
@@ -123,36 +117,24 @@ class RendererConfig:
     """How subjects are drawn (conf/renderer)."""
 
     kind: str = "fused"  # fused | reference
-    step: float = 0.008  # metres of depth between samples
-    layers: int = 4  # entries into the posed shell kept per ray, at most 4
+    layers: int = 6  # entries into the posed lattice kept per ray, at most 6
     early_stop: float = 1e-3  # stop a ray when less light than this is left; 0: never
-    thickness: float = 0.8  # metres, the farthest that one entry is followed
 
     def __post_init__(self) -> None:
         require(
             self.kind in ("fused", "reference"),
             f"renderer.kind={self.kind!r} is not a renderer.",
-            "Choose fused (fast, default) or reference (readable, about 15x slower).",
+            "Choose fused (fast, default) or reference (readable, far slower).",
         )
         require(
-            0.0005 <= self.step <= 0.05,
-            f"renderer.step={self.step} must lie in 0.0005 to 0.05 m.",
-            "Default: 0.008.",
-        )
-        require(
-            1 <= self.layers <= 4,
-            f"renderer.layers={self.layers} must lie in 1 to 4.",
-            "Default: 4; one layer leaves halos between limbs.",
+            1 <= self.layers <= 6,
+            f"renderer.layers={self.layers} must lie in 1 to 6.",
+            "Default: 6; one layer loses what lies behind a limb.",
         )
         require(
             0.0 <= self.early_stop < 0.5,
             f"renderer.early_stop={self.early_stop} must lie in 0 to 0.5.",
             "Default: 0.001.",
-        )
-        require(
-            self.thickness > 10 * self.step,
-            f"renderer.thickness={self.thickness} must be more than ten steps.",
-            "Default: 0.8.",
         )
 
 
@@ -160,13 +142,13 @@ class RendererConfig:
 class FitConfig:
     """How a subject is fitted to a capture (conf/fit)."""
 
-    cage: CageConfig = field(default_factory=CageConfig)
+    region: RegionConfig = field(default_factory=RegionConfig)
     steps: int = 300  # optimiser steps, one training image each
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
-    prune_at: float = 0.15  # fraction of the steps after which empty cells go and the shell shrinks
+    prune_at: float = 0.15  # fraction of the steps after which empty cells go
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 300.")

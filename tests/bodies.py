@@ -10,8 +10,8 @@ from skimage.measure import marching_cubes
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.skeleton import JOINT, JOINT_NAMES
-from posegen_ray.config import CageConfig
-from posegen_ray.subjects.deform import build_cage
+from posegen_ray.config import RegionConfig
+from posegen_ray.subjects.deform import build_lattice
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.store import Subject, SubjectManifest
 
@@ -123,7 +123,7 @@ def _capsule_distance(
 def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
     """A subject on the capsule body: colours painted in space instead of fitted to images."""
     body, shape = capsule_body(), torch.zeros(2)
-    config = CageConfig(vertices=700, shell=0.03, voxel=0.015)
+    config = RegionConfig(shell=0.03, voxel=0.015)
     field = body_field(body, shape, config)
     place = field.positions()
     phase = torch.tensor([0.0, 2.1, 4.2]) + hue
@@ -140,4 +140,4 @@ def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
         licence="CC0",
         source="painted for tests",
     )
-    return Subject(manifest, build_cage(body, shape, config), field)
+    return Subject(manifest, build_lattice(body, shape, field), field)

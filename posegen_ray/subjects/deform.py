@@ -1,172 +1,243 @@
-"""The cage: a coarse, dilated copy of the body surface that carries skinning into space.
+"""The lattice: tetrahedra around the T-pose body that carry skinning into space.
 
-A ray is followed only inside the posed cage; where it enters and leaves, the cage's vertices say
-how to go back to the T-pose (inverse linear blend skinning).
+Inside each posed tetrahedron the way back to the T-pose is one affine map, continuous across faces.
+A ray is followed only through the lattice, which covers the field's cells and nothing else
+(a tetrahedral cage as in VolTeMorph, Garbin et al. 2022).
 
-Legend: C cage vertices, T cage triangles, B batch. Knows nothing of rays or colours.
+Legend: V lattice vertices, T tetrahedra, N cubes, B batch. Knows nothing of rays or colours.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import fast_simplification
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.ndimage import binary_fill_holes
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
-from posegen_ray.config import CageConfig
+from posegen_ray.subjects.field import Field, largest_piece
 
-# two body parts move against each other when their skinning weights overlap less than this
+CUBE = 3  # field cells along the edge of a lattice cube
+# two neighbouring cubes move against each other when their skinning weights overlap less than this
 _SAME_PART = 0.25
-# a cage vertex goes at most this fraction of the way to a part that moves against its own
-_SHARE_OF_GAP = 0.45
+# they are joined all the same where the field between them is denser than this (logit): a skirt
+_CONTENT = -2.0
+_SMOOTHING = 6  # rounds in which weights away from the surface spread
+_NEIGHBOURHOOD = 6  # body vertices that give a lattice vertex its weights
+
+# corner c of a cube lies at its bits (x, y, z) = (c >> 2 & 1, c >> 1 & 1, c & 1)
+_CORNERS = np.array([(c >> 2 & 1, c >> 1 & 1, c & 1) for c in range(8)])
+FACES = np.array([(1, 2, 3), (0, 3, 2), (0, 1, 3), (0, 2, 1)])  # opposite each corner, outwards
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Cage:
-    """A closed triangle mesh around the T-pose body, with skinning weights."""
+class Lattice:
+    """Tetrahedra with skinning weights at their corners."""
 
-    surface: Tensor  # [C, 3] on the body (rest pose), metres
-    normals: Tensor  # [C, 3] outward, unit length
-    dilation: Tensor  # [C] metres that each vertex stands off the body
-    weights: Tensor  # [C, 24] rows sum to 1
-    faces: Tensor  # [T, 3] int32, counter-clockwise from outside
+    rest: Tensor  # [V, 3] metres, rest pose
+    weights: Tensor  # [V, 24] rows sum to 1
+    tets: Tensor  # [T, 4] int32, positively oriented in the rest pose
+    neighbours: Tensor  # [T, 4] int32: tetrahedron across the face opposite each corner; -1: none
+
+    def to(self, device: torch.device | str) -> Lattice:
+        return Lattice(*(getattr(self, name).to(device) for name in LATTICE_TENSORS))
 
     @property
-    def rest(self) -> Tensor:  # [C, 3]
-        """Rest position of the cage's vertices."""
-        return self.surface + self.dilation[:, None] * self.normals
-
-    def to(self, device: torch.device | str) -> Cage:
-        return Cage(*(getattr(self, name).to(device) for name in CAGE_TENSORS))
-
-    def shrunk(self, dilation: Tensor) -> Cage:
-        """The same cage with other distances from the body."""
-        return replace(self, dilation=dilation)
+    def boundary(self) -> Tensor:  # [F, 4] int32
+        """Outer faces: the tetrahedron behind, then three vertices, counter-clockwise outside."""
+        tet, corner = (self.neighbours < 0).nonzero().unbind(1)
+        faces = torch.from_numpy(FACES).to(corner.device)[corner]
+        vertices = self.tets[tet].long().gather(1, faces)
+        return torch.cat([tet[:, None], vertices], 1).int().contiguous()
 
 
-CAGE_TENSORS = ("surface", "normals", "dilation", "weights", "faces")
+LATTICE_TENSORS = ("rest", "weights", "tets", "neighbours")
 
 
-def pose_cage(
-    cage: Cage,
+def pose_lattice(
+    lattice: Lattice,
     bones: Tensor,  # [B, 24, 3, 4]
-) -> tuple[Tensor, Tensor]:  # points [B, C, 3] world, inverse [B, C, 3, 3] posed -> rest
-    """Skins the cage and inverts each vertex's skinning matrix. Differentiable in `bones`.
-
-    The inverse is the adjugate over the determinant: cheaper than a batched solve, and safe here,
-    since blended rotations of a body stay far from singular.
-    """
-    blended = (cage.weights @ bones.flatten(2)).unflatten(-1, (3, 4))
-    points = (blended[..., :3] @ cage.rest[..., None])[..., 0] + blended[..., 3]
-    x, y, z = blended[..., :3].unbind(-1)
-    rows = torch.stack(
-        [torch.linalg.cross(y, z), torch.linalg.cross(z, x), torch.linalg.cross(x, y)], -2
-    )
-    determinant = (x * rows[..., 0, :]).sum(-1)
-    determinant = determinant.sign() * determinant.abs().clamp_min(1e-3)
-    return points, rows / determinant[..., None, None]
+) -> Tensor:  # [B, V, 3] world
+    """Linear blend skinning of the lattice's vertices. Differentiable in `bones`."""
+    blended = (lattice.weights @ bones.flatten(2)).unflatten(-1, (3, 4))
+    posed: Tensor = (blended[..., :3] * lattice.rest[:, None]).sum(-1) + blended[..., 3]
+    return posed
 
 
-def build_cage(
+def build_lattice(
     body: BodyModel,
     shape: Tensor,  # [S]
-    config: CageConfig,
-) -> Cage:
-    """Decimates the T-pose body (quadric edge collapse) and moves it outwards.
+    field: Field,
+) -> Lattice:
+    """Tetrahedra over every cube of field cells that holds something, and over what these enclose.
 
-    Only the largest connected piece counts (eyes and teeth lie inside it). Between parts that move
-    against each other (thighs, arm and trunk) the cage stays inside its half of the gap, so that it
-    never joins them.
+    Cubes of parts that move against each other (thighs, arm and trunk) are not joined unless the
+    field between them is dense: a slit opens between trousers' legs, a skirt stays whole.
     """
-    vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
-    body_vertices, body_faces, kept = largest_piece(vertices, body.faces.cpu().numpy())
-    body_weights = body.skinning_weights.cpu().numpy()[kept]
-    surface, faces = _decimate(body_vertices, body_faces, config.vertices)
-    tree = cKDTree(body_vertices)
-    distance, nearest = tree.query(surface, k=4)
-    share = 1.0 / np.maximum(distance, 1e-4)
-    weights = (body_weights[nearest] * share[..., None]).sum(1)
-    weights /= weights.sum(1, keepdims=True)
-    normals = vertex_normals(surface, faces)
-    dilation = _dilation(surface, normals, weights, body_vertices, body_weights, config.shell)
-    return Cage(
-        torch.from_numpy(surface).float(),
-        torch.from_numpy(normals).float(),
-        torch.from_numpy(dilation).float(),
+    cubes = np.argwhere(binary_fill_holes(_occupied(field.active.cpu().numpy())))
+    edge = CUBE * field.voxel
+    low = np.array(field.low)
+    centres = low + (cubes + 0.5) * edge
+    surface = _BodySurface(body, shape)
+    corner, vertex_of = _join(cubes, _joined(cubes, surface.nearest(centres), field))
+
+    count = int(vertex_of.max()) + 1
+    places = low + (cubes[:, None] + _CORNERS) * edge  # [N, 8, 3]
+    rest, inward = np.empty((count, 3)), np.zeros((count, 3))
+    rest[corner] = places
+    np.add.at(inward, corner, centres[:, None] - places)
+    inward /= np.bincount(corner.ravel(), minlength=count)[:, None]
+    # a vertex on a slit looks for its weights on its own side
+    weights, distance = surface.weights(rest + 0.5 * inward)
+
+    tets = _tetrahedra(cubes, corner)
+    weights = _smoothed(weights, tets, np.exp(-((distance / (0.5 * edge)) ** 2)))
+    return Lattice(
+        torch.from_numpy(rest).float(),
         torch.from_numpy(weights).float(),
-        torch.from_numpy(faces.astype(np.int32)),
+        torch.from_numpy(np.ascontiguousarray(tets, np.int32)),
+        torch.from_numpy(np.ascontiguousarray(_across_faces(tets), np.int32)),
     )
 
 
-def largest_piece(
-    vertices: np.ndarray,  # [V, 3]
-    faces: np.ndarray,  # [F, 3]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # vertices, faces, indices of the kept vertices
-    """The connected component with the most vertices."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=[len(vertices)] * 2)
-    _, label = connected_components(graph, directed=False)
-    biggest = np.bincount(label).argmax()
-    kept = np.nonzero(label == biggest)[0]
-    number = np.full(len(vertices), -1)
-    number[kept] = np.arange(len(kept))
-    return vertices[kept], number[faces[label[faces[:, 0]] == biggest]], kept
+class _BodySurface:
+    """The T-pose body's surface, to ask for skinning weights near it."""
+
+    def __init__(self, body: BodyModel, shape: Tensor) -> None:
+        vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
+        vertices, _, kept = largest_piece(vertices, body.faces.cpu().numpy())
+        self._tree = cKDTree(vertices)
+        self._weights = body.skinning_weights.cpu().numpy()[kept].astype(np.float64)
+
+    def nearest(
+        self,
+        places: Floats,  # [N, 3]
+    ) -> Floats:  # [N, 24]
+        """Those of the nearest vertex."""
+        return np.asarray(self._weights[self._tree.query(places)[1]])
+
+    def weights(
+        self,
+        places: Floats,  # [N, 3]
+    ) -> tuple[Floats, Floats]:  # [N, 24] rows sum to 1, [N] metres to the surface
+        """Those of the nearest vertices, mixed by nearness."""
+        distance, nearest = self._tree.query(places, k=_NEIGHBOURHOOD)
+        share = 1 / np.maximum(distance, 2e-3) ** 4
+        mixed = (self._weights[nearest] * share[..., None]).sum(1)
+        return mixed / mixed.sum(1, keepdims=True), distance[:, 0]
 
 
-def vertex_normals(
-    vertices: np.ndarray,  # [V, 3]
-    faces: np.ndarray,  # [F, 3]
-) -> np.ndarray:  # [V, 3]
-    """Area-weighted unit normals."""
-    corners = vertices[faces]
-    across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.zeros_like(vertices)
-    for corner in range(3):
-        np.add.at(normals, faces[:, corner], across)
-    unit: np.ndarray = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    return unit
+def _occupied(active: Bools) -> Bools:
+    """Which cubes hold an active cell."""
+    size = [-(-n // CUBE) * CUBE for n in active.shape]
+    padded = np.zeros(size, bool)
+    padded[tuple(slice(n) for n in active.shape)] = active
+    blocks = padded.reshape(size[0] // CUBE, CUBE, size[1] // CUBE, CUBE, size[2] // CUBE, CUBE)
+    return np.asarray(blocks.any((1, 3, 5)))
 
 
-def _decimate(
-    vertices: np.ndarray,  # [V, 3]
-    faces: np.ndarray,  # [F, 3]
-    target: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    if len(vertices) > target:
-        # a closed surface has about twice as many faces as vertices
-        vertices, faces = fast_simplification.simplify(
-            vertices.astype(np.float32), faces.astype(np.int32), target_count=2 * target, agg=5
-        )
-    vertices, faces, _ = largest_piece(vertices.astype(np.float64), faces)
-    return vertices, faces
+def _joined(
+    cubes: Ints,  # [N, 3]
+    weights: Floats,  # [N, 24] at their centres
+    field: Field,
+) -> list[tuple[int, Ints, Ints]]:  # (axis, rows, rows of the next cube along it)
+    """Pairs of neighbouring cubes that move together."""
+    number = np.full(cubes.max(0) + 2, -1)
+    number[tuple(cubes.T)] = np.arange(len(cubes))
+    dense = np.zeros(field.index.shape, bool)
+    dense[(field.index != -1).numpy()] = field.values[:, 3].numpy() > _CONTENT
+    pairs = []
+    for axis in range(3):
+        step = np.eye(3, dtype=np.int64)[axis]
+        other = number[tuple((cubes + step).T)]
+        rows = np.flatnonzero(other >= 0)
+        other = other[rows]
+        alike = np.minimum(weights[rows], weights[other]).sum(1) >= _SAME_PART
+        # only faces in question are looked at closely
+        alike[~alike] = [_face_holds(dense, cube, axis) for cube in cubes[rows[~alike]]]
+        pairs.append((axis, rows[alike], other[alike]))
+    return pairs
 
 
-def _dilation(
-    surface: np.ndarray,  # [C, 3]
-    normals: np.ndarray,  # [C, 3]
-    weights: np.ndarray,  # [C, 24]
-    body_vertices: np.ndarray,  # [V, 3]
-    body_weights: np.ndarray,  # [V, 24]
-    shell: float,
-) -> np.ndarray:  # [C]
-    """How far each vertex may go: the shell, or its share of the gap to a part that moves away.
+def _face_holds(dense: Bools, cube: Ints, axis: int) -> bool:
+    """Whether anything dense lies on the face between a cube and the next one along the axis."""
+    span: list[slice | int] = [slice(CUBE * c, CUBE * c + CUBE + 1) for c in cube]
+    plane = CUBE * (int(cube[axis]) + 1)
+    if plane >= dense.shape[axis]:
+        return False
+    span[axis] = plane
+    return bool(dense[tuple(span)].any())
 
-    A body vertex q limits the vertex p with normal n to the sphere through p and q that touches p:
-    radius |q - p|^2 / (2 n.(q - p)), the distance at which both are equally near.
-    """
-    tree = cKDTree(body_vertices)
-    allowed = np.full(len(surface), shell)
-    for index, near in enumerate(tree.query_ball_point(surface, 2.5 * shell)):
-        away = body_vertices[near] - surface[index]
-        along = away @ normals[index]
-        unlike = (np.minimum(body_weights[near], weights[index]).sum(1) < _SAME_PART) & (along > 0)
-        if unlike.any():
-            radius = (away[unlike] ** 2).sum(1) / (2 * along[unlike])
-            allowed[index] = min(shell, max(2 * _SHARE_OF_GAP * radius.min(), 0.5 * shell))
-    return allowed
+
+def _join(
+    cubes: Ints, pairs: list[tuple[int, Ints, Ints]]
+) -> tuple[Ints, Ints]:  # [N, 8] vertex of each corner, and the same flat
+    """Numbers the vertices: corners are one vertex where their cubes are joined by a face."""
+    ends = []
+    for axis, rows, others in pairs:
+        bit = 4 >> axis
+        far = [c for c in range(8) if c & bit]
+        for c in far:
+            ends.append(np.stack([8 * rows + c, 8 * others + (c ^ bit)]))
+    first, second = np.concatenate(ends, 1)
+    size = 8 * len(cubes)
+    graph = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(size, size))
+    _, vertex_of = connected_components(graph, directed=False)
+    return vertex_of.reshape(-1, 8), vertex_of
+
+
+def _tetrahedra(
+    cubes: Ints,  # [N, 3]
+    corner: Ints,  # [N, 8]
+) -> Ints:  # [5 N, 4]
+    """Five to a cube; face diagonals join vertices of even parity, so that neighbours agree."""
+    parity = _CORNERS.sum(1) % 2
+    tets = []
+    for odd_cube in (0, 1):
+        rows = corner[cubes.sum(1) % 2 == odd_cube]
+        middle = np.flatnonzero(parity == odd_cube)
+        tips = np.flatnonzero(parity != odd_cube)
+        patterns = [middle] + [np.array([tip, tip ^ 4, tip ^ 2, tip ^ 1]) for tip in tips]
+        for pattern in patterns:
+            sides = _CORNERS[pattern[1:]] - _CORNERS[pattern[0]]
+            if np.linalg.det(sides) < 0:
+                pattern = pattern[[0, 1, 3, 2]]
+            tets.append(rows[:, pattern])
+    return np.concatenate(tets)
+
+
+def _across_faces(tets: Ints) -> Ints:  # [T, 4]
+    """The tetrahedron on the other side of each face, or -1."""
+    faces = np.sort(tets[:, FACES].reshape(-1, 3), 1)
+    order = np.lexsort(faces.T)
+    same = (faces[order[1:]] == faces[order[:-1]]).all(1)
+    first, second = order[:-1][same], order[1:][same]
+    across = np.full(len(faces), -1)
+    across[first], across[second] = second // 4, first // 4
+    return across.reshape(-1, 4)
+
+
+def _smoothed(
+    weights: Floats,  # [V, 24]
+    tets: Ints,  # [T, 4]
+    stick: Floats,  # [V] 1: keeps its own weights, 0: takes its neighbours'
+) -> Floats:
+    """Spreads the surface's weights into space: nearest neighbours alone would leave seams."""
+    first = np.concatenate([tets[:, i] for i in range(4) for j in range(4) if i != j])
+    second = np.concatenate([tets[:, j] for i in range(4) for j in range(4) if i != j])
+    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=[len(weights)] * 2).tocsr()
+    degree = np.asarray(graph.sum(1))
+    mixed = weights
+    for _ in range(_SMOOTHING):
+        mixed = stick[:, None] * weights + (1 - stick[:, None]) * (graph @ mixed) / degree
+    return mixed

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import warp as wp
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
-from posegen_ray.config import CageConfig
+from posegen_ray.config import RegionConfig
 from posegen_ray.subjects import grid_kernels
-from posegen_ray.subjects.deform import largest_piece
 from posegen_ray.subjects.warp_cache import prepare
 
 DENSITY_SCALE = 400.0  # per metre: a full cell of 1 cm stops 98 % of the light
@@ -105,6 +106,20 @@ def widened(
     return wide
 
 
+def cells_touching(
+    vertices: Tensor,  # [X, Y, Z] bool
+) -> Tensor:  # [X, Y, Z] bool: low corners, none on the high faces
+    """The cells with at least one of these vertices at a corner."""
+    cells = torch.zeros_like(vertices)
+    inner = cells[:-1, :-1, :-1]
+    x, y, z = vertices.shape
+    for dx in (0, 1):
+        for dy in (0, 1):
+            for dz in (0, 1):
+                inner |= vertices[dx : x - 1 + dx, dy : y - 1 + dy, dz : z - 1 + dz]
+    return cells
+
+
 def cell_index(
     active: Tensor,  # [X, Y, Z] bool: low corners of active cells; none on the high faces
 ) -> Tensor:  # [X, Y, Z] int32
@@ -122,13 +137,16 @@ def cell_index(
 def body_field(
     body: BodyModel,
     shape: Tensor,  # [S]
-    config: CageConfig,
+    config: RegionConfig,
 ) -> Field:
     """A grey field whose density follows the body surface: where fitting starts."""
     vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
     vertices, faces, _ = largest_piece(vertices, body.faces.cpu().numpy())
     margin = config.shell + 3 * config.voxel
-    low = vertices.min(0) - margin
+    # the grid begins at a multiple of 12 cells: then x = 0, between the legs, is a plane of it, and
+    # one of the lattice's (`deform.CUBE`)
+    block = 12 * config.voxel
+    low = np.floor((vertices.min(0) - margin) / block) * block
     count = np.ceil((vertices.max(0) + margin - low) / config.voxel).astype(int) + 1
     axes = [np.arange(n) * config.voxel + start for n, start in zip(count, low, strict=True)]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -136,21 +154,26 @@ def body_field(
 
     # a cell is active when any of its corners is near, so that density fades before it ends
     near = torch.from_numpy((distance < config.shell) & (distance > -config.inner))
-    active = torch.zeros_like(near)
-    inner = active[:-1, :-1, :-1]
-    for dx in (0, 1):
-        for dy in (0, 1):
-            for dz in (0, 1):
-                inner |= near[
-                    dx : near.shape[0] - 1 + dx,
-                    dy : near.shape[1] - 1 + dy,
-                    dz : near.shape[2] - 1 + dz,
-                ]
-    index = cell_index(active)
+    index = cell_index(cells_touching(near))
     stored = torch.from_numpy(distance)[index != -1]
     values = torch.full((len(stored), 4), 0.5)
     values[:, 3] = (-stored / _INITIAL_SOFTNESS).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
     return Field(values, index, (float(low[0]), float(low[1]), float(low[2])), config.voxel)
+
+
+def largest_piece(
+    vertices: np.ndarray,  # [V, 3]
+    faces: np.ndarray,  # [F, 3]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # vertices, faces, indices of the kept vertices
+    """The connected component with the most vertices (eyes and teeth lie inside it)."""
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=[len(vertices)] * 2)
+    _, label = connected_components(graph, directed=False)
+    biggest = np.bincount(label).argmax()
+    kept = np.nonzero(label == biggest)[0]
+    number = np.full(len(vertices), -1)
+    number[kept] = np.arange(len(kept))
+    return vertices[kept], number[faces[label[faces[:, 0]] == biggest]], kept
 
 
 def _signed_distance(
@@ -164,6 +187,8 @@ def _signed_distance(
     mesh = wp.Mesh(
         wp.array(vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
         wp.array(faces.astype(np.int32).reshape(-1), dtype=wp.int32, device="cpu"),
+        # signs by the nearest face's normal are wrong half-way between two limbs
+        support_winding_number=True,
     )
     distance = np.empty(len(places), np.float32)
     wp.launch(

@@ -1,7 +1,7 @@
 """Fits a subject to a capture: optimises the field's colours and densities by the fused renderer.
 
 Poses and cameras are taken as given. Knows nothing of where a capture comes from.
-Legend: B frames, N rays, M field vertices, C cage vertices.
+Legend: B frames, N rays, M field vertices, V lattice vertices.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import warp as wp
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from posegen_ray.body.camera import Camera
@@ -23,8 +21,8 @@ from posegen_ray.errors import DataError
 from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.deform import Cage, build_cage, pose_cage
-from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field, widened
+from posegen_ray.subjects.deform import Lattice, build_lattice, pose_lattice
+from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field, cells_touching, widened
 from posegen_ray.subjects.render_fused import FusedModel, Rays, launch, world_rays
 from posegen_ray.subjects.store import Subject, SubjectManifest
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
@@ -37,9 +35,8 @@ _MINORITY = 0.88  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
-_RING = 2  # cells kept around what matters, for densities to fade in
-_COVERED = 0.9  # share of the weight around a cage vertex that the shrunk cage must hold
-_CAGE_MARGIN = 0.006  # metres that the shrunk cage keeps from what it holds
+_RING = 1  # cells kept around what matters, for densities to fade in
+_FAINT = -6.0  # density logit (1 per metre) below which a finished field holds nothing
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
 
@@ -48,16 +45,15 @@ class _Frame:
     """One training picture, reduced to the rays that can see the person."""
 
     rays: Rays
-    points: Tensor  # [1, C, 3]
-    inverse: Tensor  # [1, C, 3, 3]
+    points: Tensor  # [1, V, 3]
     origins: Tensor  # [1, 3]
     directions: Tensor  # [N, 3]
     target: Tensor  # [N, 4] premultiplied
 
     @property
-    def geometry(self) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:
+    def geometry(self) -> tuple[Rays, Tensor, Tensor, Tensor]:
         """What the renderer wants to know."""
-        return self.rays, self.points, self.inverse, self.origins, self.directions
+        return self.rays, self.points, self.origins, self.directions
 
 
 def fit_subject(
@@ -71,8 +67,8 @@ def fit_subject(
     """Makes a subject from a capture; PSNR on the held-out frames goes into its manifest.
 
     Each step renders one training picture before a random background (against floaters), pulls the
-    squared error back to the field, and takes an Adam step. Part of the way through, empty cells go
-    and the cage shrinks to what is left, which makes every later rendering faster.
+    squared error back to the field, and takes an Adam step. Part of the way through, and at the
+    end, empty cells go, which makes every later rendering faster.
 
     Raises:
         DataError: the capture was made for another body, or has no frame to fit to.
@@ -80,30 +76,34 @@ def fit_subject(
     _check(capture, body)
     training = (~capture.held_out).nonzero()[:, 0].tolist()
     bones = _bones(capture, body)
-    cage = build_cage(body, capture.shape, config.cage)
-    start = body_field(body, capture.shape, config.cage)
-    cage, field = carve(capture, bones, cage, start, training, device)
+    start = body_field(body, capture.shape, config.region)
+    field = carve(capture, body, bones, start, training, device)
     prune_step = round(config.prune_at * config.steps)
     order = numpy_stream(seed, "fit", "order")
     backgrounds = torch_stream(seed, "fit", "background", device=torch.device(device).type)
+    lattice = build_lattice(body, capture.shape, field)
     outside = _outside(start, field)
-    optimiser = _FieldOptimiser(cage, field, outside, config, device)
+    optimiser = _FieldOptimiser(lattice, field, outside, config, device)
     frames = [_frame(optimiser.model, capture, bones, i) for i in training]
     queue: list[int] = []
     for step in range(config.steps):
         if step == prune_step:
-            cage, field = prune(cage, optimiser.field(), _shown(optimiser.model, frames))
-            optimiser = _FieldOptimiser(cage, field, _outside(start, field), config, device, step)
+            field = prune(optimiser.field(), _shown(optimiser.model, frames))
+            lattice = build_lattice(body, capture.shape, field)
+            outside = _outside(start, field)
+            optimiser = _FieldOptimiser(lattice, field, outside, config, device, step)
             frames = [_frame(optimiser.model, capture, bones, i) for i in training]
         if not queue:
             queue = order.permutation(len(frames)).tolist()
         optimiser.step(frames[queue.pop()], backgrounds)
         if progress is not None:
             progress(step + 1, config.steps)
-    cage, field = prune(cage, optimiser.field(), _shown(optimiser.model, frames))
+    field = optimiser.field()
+    field = prune(field, (field.values[:, 3] > _FAINT).float(), ring=0)
+    lattice = build_lattice(body, capture.shape, field)
     # density fades to nothing where the cells end, or pictures would jump as rays cross the edge
     field.values[field.rim() & _outside(start, field), 3] = -LOGIT_LIMIT
-    psnr_full, psnr_person = measure_psnr(capture, body, cage, field, device)
+    psnr_full, psnr_person = measure_psnr(capture, body, lattice, field, device)
     manifest = SubjectManifest(
         name=capture.name,
         body=capture.body,
@@ -115,18 +115,18 @@ def fit_subject(
         licence=capture.licence,
         source=capture.source,
     )
-    return Subject(manifest, cage.to("cpu"), field.to("cpu"))
+    return Subject(manifest, lattice.to("cpu"), field.to("cpu"))
 
 
 def measure_psnr(
     capture: Capture,
     body: BodyModel,
-    cage: Cage,
+    lattice: Lattice,
     field: Field,
     device: torch.device | str = "cpu",
 ) -> tuple[float, float]:  # dB: whole picture, person's bounding box; NaN without held-out frames
     """PSNR of the held-out frames before white, from the mean squared error over all of them."""
-    model = FusedModel(cage, field, RendererConfig(), device)
+    model = FusedModel(lattice, field, RendererConfig(), device)
     bones = _bones(capture, body)
     full, person = [], []
     for i in capture.held_out.nonzero()[:, 0].tolist():
@@ -150,21 +150,22 @@ def on_white(
 
 def carve(
     capture: Capture,
+    body: BodyModel,
     bones: Tensor,  # [B, 24, 3, 4]
-    cage: Cage,
     field: Field,
     training: list[int],
     device: torch.device | str = "cpu",
-) -> tuple[Cage, Field]:
+) -> Field:
     """Starts the densities from the masks: what most rays through a place call person is person.
 
     The rays pass an almost transparent field, so that every place gets its votes; a place inside
-    the body needs none. Cells without a chance go, and the cage shrinks to the rest.
+    the body needs none. Cells without a chance go.
     """
     faint = field.values.clone()
     faint[:, 3] = -LOGIT_LIMIT
-    coarse = RendererConfig(step=field.voxel, early_stop=0.0)
-    model = FusedModel(cage, replace(field, values=faint), coarse, device)
+    lattice = build_lattice(body, capture.shape, field)
+    config = RendererConfig(early_stop=0.0)
+    model = FusedModel(lattice, replace(field, values=faint), config, device)
     votes = torch.zeros_like(model.field.values)
     for index in training[:: max(1, len(training) // _SURVEY)]:
         frame = _frame(model, capture, bones, index)
@@ -178,41 +179,18 @@ def carve(
     voted = ((share - _MAJORITY) * _CERTAINTY).clamp(-6.0, 2.0)
     values = field.values.clone()
     values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
-    return prune(
-        cage, replace(field, values=values), ((share > _MINORITY) | (body_logit > 0)).float()
-    )
+    return prune(replace(field, values=values), ((share > _MINORITY) | (body_logit > 0)).float())
 
 
 def prune(
-    cage: Cage,
     field: Field,
     weight: Tensor,  # [M] how much each vertex matters; 0: not at all
-) -> tuple[Cage, Field]:
-    """Drops the cells far from what matters and draws the cage in to the rest.
-
-    A cell stays if it is at most _RING vertices away from one with weight. Each cage vertex stands
-    off the body by what nearly all the weight around it needs, plus a margin.
-    """
+    ring: int = _RING,
+) -> Field:
+    """Keeps the cells with a corner at most `ring` steps away from what matters."""
     grid = torch.zeros(field.index.shape, dtype=torch.bool)
     grid[field.index != -1] = weight > 0
-    kept = field.restricted(field.active & widened(grid, _RING))
-
-    surface, normals = cage.surface.numpy(), cage.normals.numpy()
-    places, share = field.positions()[weight > 0].numpy(), weight[weight > 0].numpy()
-    _, nearest = cKDTree(surface).query(places)
-    along = ((places - surface[nearest]) * normals[nearest]).sum(-1)
-    order = np.lexsort((along, nearest))
-    nearest, along, share = nearest[order], along[order], share[order]
-    total = np.bincount(nearest, share, len(surface))
-    below = np.cumsum(share) - share - (np.cumsum(total) - total)[nearest]
-    inside = below < _COVERED * total[nearest]
-    need = np.zeros(len(surface))
-    np.maximum.at(need, nearest[inside], along[inside])
-    faces = cage.faces.numpy()
-    spread = need.copy()
-    np.maximum.at(spread, faces, need[faces].max(1, keepdims=True))
-    dilation = torch.from_numpy(spread + _CAGE_MARGIN).float()
-    return cage.shrunk(torch.minimum(dilation, cage.dilation)), kept
+    return field.restricted(field.active & cells_touching(widened(grid, ring)))
 
 
 def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M]
@@ -245,7 +223,7 @@ class _FieldOptimiser:
 
     def __init__(
         self,
-        cage: Cage,
+        lattice: Lattice,
         field: Field,
         outside: Tensor,  # [M] bool: field vertices outside the naked body
         config: FitConfig,
@@ -254,7 +232,7 @@ class _FieldOptimiser:
     ) -> None:
         prepare(warp_device_name(torch.device(device)), grid_kernels.__name__)
         field = Field(field.values.clone(), field.index, field.low, field.voxel)
-        self.model = FusedModel(cage, field, RendererConfig(early_stop=1e-3), device)
+        self.model = FusedModel(lattice, field, RendererConfig(early_stop=1e-3), device)
         self._config = config
         self._done = done  # steps taken so far, for the learning rate
         self._since = 0  # steps taken since the moments were zero
@@ -315,12 +293,11 @@ class _FieldOptimiser:
 
 def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _Frame:
     camera = _camera(capture, index, model.device)
-    points, inverse = pose_cage(model.cage, bones[index : index + 1].to(model.device))
-    points, inverse = points.contiguous(), inverse.contiguous()
+    points = pose_lattice(model.lattice, bones[index : index + 1].to(model.device)).contiguous()
     rays = model.find_rays(points, camera)
     origins, directions = world_rays(camera, rays)
     target = _target(capture, index).to(model.device).view(-1, 4)[rays.row]
-    return _Frame(rays, points, inverse, origins.contiguous(), directions.contiguous(), target)
+    return _Frame(rays, points, origins.contiguous(), directions.contiguous(), target)
 
 
 def _bones(capture: Capture, body: BodyModel) -> Tensor:  # [B, 24, 3, 4]

@@ -1,6 +1,6 @@
 """Warp kernels and functions on the sparse grid: lookup, its adjoint, and fitting steps.
 
-One source for CPU and CUDA. Knows nothing of rays and cages.
+One source for CPU and CUDA. Knows nothing of rays and lattices.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type,no-any-return,attr-defined,type-var"
@@ -136,7 +136,7 @@ def signed_distance(
     distance: wp.array(dtype=float),  # negative inside; `farthest` where nothing is nearer
 ):
     i = wp.tid()
-    query = wp.mesh_query_point_sign_normal(mesh, places[i], farthest)
+    query = wp.mesh_query_point_sign_winding_number(mesh, places[i], farthest)
     distance[i] = farthest
     if query.result:
         nearest = wp.mesh_eval_position(mesh, query.face, query.u, query.v)

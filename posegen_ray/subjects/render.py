@@ -70,7 +70,7 @@ def make_renderer(
         raise RenderError("A renderer needs at least one subject.", "Name some in `subjects`.")
     kind = FusedModel if config.kind == "fused" else ReferenceModel
     return SubjectRenderer(
-        {name: kind(s.cage, s.field, config, device) for name, s in subjects.items()}, device
+        {name: kind(s.lattice, s.field, config, device) for name, s in subjects.items()}, device
     )
 
 

@@ -1,8 +1,8 @@
 """The fast renderer: Warp kernels behind a torch.autograd.Function.
 
-Torch skins the cage, makes the rays and differentiates both; the kernels find where rays enter the
-cage, march through the field, and pull gradients back. All images of a batch share the launches.
-Legend: B images, C cage vertices, N rays that meet the cage, M field vertices.
+Torch skins the lattice, makes the rays and differentiates both; the kernels find where rays enter
+the lattice, walk through it, and pull gradients back. All images of a batch share the launches.
+Legend: B images, V lattice vertices, N rays that meet the lattice, M field vertices.
 """
 
 from __future__ import annotations
@@ -20,48 +20,54 @@ from torch.autograd.function import once_differentiable
 from posegen_ray.body.camera import Camera, to_camera
 from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import grid_kernels, kernels
-from posegen_ray.subjects.deform import Cage, pose_cage
+from posegen_ray.subjects.deform import Lattice, pose_lattice
 from posegen_ray.subjects.field import DENSITY_SCALE, Field
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
-_IMAGES_AT_ONCE = 16  # bounds the memory of the entry buffers: 4 MB an image at 256 x 256
+_IMAGES_AT_ONCE = 16  # bounds the memory of the entry buffers: 3 MB an image at 256 x 256
 _NEAR = 0.05  # metres; kernels.NEAR
 
 
 @dataclass(frozen=True)
 class Rays:
-    """The pixels whose rays meet the posed cage, with sorted entries and exits; no gradients."""
+    """The pixels whose rays meet the posed lattice, with their sorted entries; no gradients."""
 
     image: Tensor  # [N] int32, ascending
     row: Tensor  # [N] int64 index into the batch's B * H * W pixels
     centre: Tensor  # [N, 2] pixel centres
-    front: Tensor  # [N, LAYERS] int64: depth bits and triangle of each entry, -1: none
-    back: Tensor  # [N, LAYERS] the same for exits
+    front: Tensor  # [N, LAYERS] int64: depth bits and tetrahedron of each entry, -1: none
 
 
 class FusedModel:
-    """One subject's field and cage, ready to be drawn.
+    """One subject's field and lattice, ready to be drawn.
 
     Args:
-        cage, field: the subject.
-        config: step, layers, early stop.
+        lattice, field: the subject.
+        config: layers, early stop.
         device: "cpu" or a CUDA device.
     """
 
     def __init__(
-        self, cage: Cage, field: Field, config: RendererConfig, device: torch.device | str = "cpu"
+        self,
+        lattice: Lattice,
+        field: Field,
+        config: RendererConfig,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
         warp_name = warp_device_name(self.device)
         prepare(warp_name, kernels.__name__)
         self.config = config
-        self.cage = cage.to(self.device)
+        self.lattice = lattice.to(self.device)
         self.field = field.to(self.device)
         # Warp arrays below are views: these tensors must stay alive with them
-        self._rest = self.cage.rest.contiguous()
-        self._faces = self.cage.faces.contiguous()
+        low = torch.tensor(field.low, device=self.device)
+        self._rest = ((self.lattice.rest - low) / field.voxel).contiguous()
+        self._boundary = self.lattice.boundary
         self._warp_rest = wp.from_torch(self._rest, dtype=wp.vec3)
-        self._warp_faces = wp.from_torch(self._faces, dtype=wp.int32)
+        self._warp_tets = wp.from_torch(self.lattice.tets, dtype=wp.vec4i)
+        self._warp_neighbours = wp.from_torch(self.lattice.neighbours, dtype=wp.vec4i)
+        self._warp_boundary = wp.from_torch(self._boundary, dtype=wp.vec4i)
         grid = grid_kernels.Grid()
         grid.index = wp.from_torch(self.field.index, dtype=wp.int32)
         grid.values = wp.from_torch(self.field.values, dtype=wp.vec4)
@@ -86,11 +92,11 @@ class FusedModel:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _draw_piece(self, bones: Tensor, camera: Camera) -> Tensor:
-        points, inverse = pose_cage(self.cage, bones)
+        points = pose_lattice(self.lattice, bones)
         rays = self.find_rays(points.detach(), camera.detach())
         origins, directions = world_rays(camera, rays)
         colours: Tensor = _March.apply(  # type: ignore[no-untyped-call]
-            self, rays, points, inverse, origins, directions
+            self, rays, points, origins, directions
         )
         flat = torch.zeros(len(camera) * camera.height * camera.width, 4, device=self.device)
         flat = flat.index_copy(0, rays.row, colours)
@@ -98,58 +104,57 @@ class FusedModel:
 
     def find_rays(
         self,
-        points: Tensor,  # [B, C, 3] world
+        points: Tensor,  # [B, V, 3] world
         camera: Camera,
     ) -> Rays:
-        """Rasterises the posed cage into sorted entries and exits per pixel."""
+        """Rasterises the posed lattice's boundary into sorted entries per pixel."""
         local = to_camera(camera, points).contiguous()
         box = _bounding_boxes(local, camera)
         areas = box[:, 2] * box[:, 3]
         start = areas.cumsum(0) - areas
         total = int(areas.sum())
-        layers = kernels.LAYERS
-        front = torch.full((total, layers), -1, dtype=torch.int64, device=self.device)
-        back = torch.full((total, layers), -1, dtype=torch.int64, device=self.device)
+        front = torch.full((total, kernels.LAYERS), -1, dtype=torch.int64, device=self.device)
         if total:
-            self._launch(
-                kernels.rasterise,
-                (len(camera), len(self._faces)),
-                [
-                    wp.from_torch(local, dtype=wp.vec3),
-                    self._warp_faces,
-                    wp.from_torch(camera.focal.contiguous(), dtype=wp.float32),
-                    wp.from_torch(camera.principal.contiguous(), dtype=wp.vec2),
-                    wp.from_torch(box, dtype=wp.vec4i),
-                    wp.from_torch(start.int(), dtype=wp.int32),
-                    wp.from_torch(front, dtype=wp.uint64),
-                    wp.from_torch(back, dtype=wp.uint64),
-                ],
-            )
+            batch, tets = len(camera), self.lattice.tets
+            flipped = torch.empty(batch, len(tets), dtype=torch.uint8, device=self.device)
+            warp_local = wp.from_torch(local, dtype=wp.vec3)
+            warp_flipped = wp.from_torch(flipped)
+            views = [
+                wp.from_torch(camera.focal.contiguous(), dtype=wp.float32),
+                wp.from_torch(camera.principal.contiguous(), dtype=wp.vec2),
+                wp.from_torch(box, dtype=wp.vec4i),
+                wp.from_torch(start.int(), dtype=wp.int32),
+                wp.from_torch(front, dtype=wp.uint64),
+            ]
+            faces = [warp_local, self._warp_boundary]
+            self._launch(kernels.rasterise, (batch, len(self._boundary)), [*faces, *views])
+            inside = [warp_local, self._warp_tets]
+            self._launch(kernels.find_flipped, (batch, len(tets)), [*inside, warp_flipped])
+            inside += [self._warp_neighbours, warp_flipped]
+            self._launch(kernels.rasterise_holes, (batch, len(tets)), [*inside, *views])
         hit = (front[:, 0] != -1).nonzero()[:, 0]
         image = torch.searchsorted(start + areas, hit, right=True)
-        inside = hit - start[image]
-        x = box[image, 0] + inside % box[image, 2]
-        y = box[image, 1] + inside // box[image, 2]
+        inside_box = hit - start[image]
+        x = box[image, 0] + inside_box % box[image, 2]
+        y = box[image, 1] + inside_box // box[image, 2]
         return Rays(
             image.int(),
             (image * camera.height + y) * camera.width + x,
             torch.stack([x, y], -1) + 0.5,
             front[hit],
-            back[hit],
         )
 
     def march(
         self,
         rays: Rays,
-        points: Tensor,  # [B, C, 3]
-        inverse: Tensor,  # [B, C, 3, 3]
+        points: Tensor,  # [B, V, 3]
         origins: Tensor,  # [B, 3]
         directions: Tensor,  # [N, 3]
     ) -> Tensor:  # [N, 4]
         """Premultiplied colour of each ray. Carries no gradient: see `_March`."""
         rgba = torch.empty(len(rays.row), 4, device=self.device)
         if len(rgba):
-            inputs = self._ray_inputs(rays, points, inverse, origins, directions)
+            inputs = self._ray_inputs(rays, points, origins, directions)
             self._launch(kernels.march, len(rgba), [*inputs, wp.from_torch(rgba, dtype=wp.vec4)])
         return rgba
 
@@ -157,23 +162,21 @@ class FusedModel:
         self,
         rays: Rays,
         points: Tensor,
-        inverse: Tensor,
         origins: Tensor,
         directions: Tensor,
         rgba: Tensor,  # [N, 4] what `march` gave
         grad_rgba: Tensor,  # [N, 4]
         grad_values: Tensor | None = None,  # [M, 4] added to; then poses get no gradient
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of points, inverse, origins and directions."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of points, origins and directions."""
         to_pose = grad_values is None
         grad_points = torch.zeros_like(points)
-        grad_inverse = torch.zeros_like(inverse)
         ray_origins = torch.zeros_like(directions)
         grad_directions = torch.zeros_like(directions)
         if grad_values is None:
             grad_values = torch.zeros(1, 4, device=self.device)
         if len(rgba):
-            inputs = self._ray_inputs(rays, points, inverse, origins, directions)
+            inputs = self._ray_inputs(rays, points, origins, directions)
             self._launch(
                 kernels.march_backward,
                 len(rgba),
@@ -184,34 +187,30 @@ class FusedModel:
                     int(to_pose),
                     int(not to_pose),
                     wp.from_torch(grad_points, dtype=wp.vec3),
-                    wp.from_torch(grad_inverse, dtype=wp.mat33),
                     wp.from_torch(ray_origins, dtype=wp.vec3),
                     wp.from_torch(grad_directions, dtype=wp.vec3),
                     wp.from_torch(grad_values, dtype=wp.vec4),
                 ],
             )
         grad_origins = torch.zeros_like(origins).index_add_(0, rays.image, ray_origins)
-        return grad_points, grad_inverse, grad_origins, grad_directions
+        return grad_points, grad_origins, grad_directions
 
     def _ray_inputs(
-        self, rays: Rays, points: Tensor, inverse: Tensor, origins: Tensor, directions: Tensor
+        self, rays: Rays, points: Tensor, origins: Tensor, directions: Tensor
     ) -> list[Any]:
-        shell = kernels.Shell()
-        shell.points = wp.from_torch(points, dtype=wp.vec3)
-        shell.inverse = wp.from_torch(inverse, dtype=wp.mat33)
-        shell.rest = self._warp_rest
-        shell.faces = self._warp_faces
-        shell.step = self.config.step
-        shell.thickness = self.config.thickness
-        shell.layers = self.config.layers
-        shell.early_stop = self.config.early_stop
+        lattice = kernels.Lattice()
+        lattice.points = wp.from_torch(points, dtype=wp.vec3)
+        lattice.rest = self._warp_rest
+        lattice.tets = self._warp_tets
+        lattice.neighbours = self._warp_neighbours
+        lattice.layers = self.config.layers
+        lattice.early_stop = self.config.early_stop
         return [
             wp.from_torch(rays.image, dtype=wp.int32),
             wp.from_torch(origins, dtype=wp.vec3),
             wp.from_torch(directions, dtype=wp.vec3),
             wp.from_torch(rays.front, dtype=wp.uint64),
-            wp.from_torch(rays.back, dtype=wp.uint64),
-            shell,
+            lattice,
             self._grid,
         ]
 
@@ -228,11 +227,10 @@ class _March(torch.autograd.Function):
         model: FusedModel,
         rays: Rays,
         points: Tensor,
-        inverse: Tensor,
         origins: Tensor,
         directions: Tensor,
     ) -> Tensor:
-        geometry = [t.detach().contiguous() for t in (points, inverse, origins, directions)]
+        geometry = [t.detach().contiguous() for t in (points, origins, directions)]
         rgba = model.march(rays, *geometry)
         ctx.model, ctx.rays = model, rays
         ctx.save_for_backward(*geometry, rgba)

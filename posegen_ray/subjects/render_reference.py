@@ -1,9 +1,9 @@
 """The readable renderer: torch and nerfacc, the same samples as the fused one, no own kernels.
 
-For every ray: intersect all cage triangles, pair the i-th entry with the i-th exit, map the samples
-between them back to the T-pose (blending the charts of both ends; see `kernels`), look up the
-field, composite. Differentiable by autograd. Slow:
-meant for tests and for understanding. Legend: T cage triangles, L layers, S samples per layer.
+For every ray: intersect all outer faces of the posed lattice, walk from each entry through the
+tetrahedra (without gradients), then place the samples on the crossings found, map them back to the
+T-pose by barycentric coordinates, look up the field, composite. Differentiable by autograd. Slow:
+meant for tests and for understanding. Legend: T tetrahedra, F faces, L layers, K crossings a ray.
 """
 
 from __future__ import annotations
@@ -14,26 +14,32 @@ from torch import Tensor
 
 from posegen_ray.body.camera import Camera, rays
 from posegen_ray.config import RendererConfig
-from posegen_ray.subjects.deform import Cage, pose_cage
+from posegen_ray.subjects.deform import FACES, Lattice, pose_lattice
 from posegen_ray.subjects.field import DENSITY_SCALE, Field
 
 _NEAR = 0.05  # metres
-_GRAZING = 0.02  # cosine below which the point of intersection counts as fixed
-_SAME_LIMB = 0.12  # metres that the two charts may be apart at the exit to be blended
-_SHORTEST = 1e-4  # metres; shorter passages are not blended
-_RAYS_AT_ONCE = 1024
+_FLAT = 1e-9  # cubic metres (six times the volume): a tetrahedron inside out
+_GAUSS = (0.21132487, 0.78867513)  # samples of a crossing, as shares of the way
+_RAYS_AT_ONCE = 512
 
 
 class ReferenceModel:
-    """One subject's field and cage, drawn by plain tensor operations."""
+    """One subject's field and lattice, drawn by plain tensor operations."""
 
     def __init__(
-        self, cage: Cage, field: Field, config: RendererConfig, device: torch.device | str = "cpu"
+        self,
+        lattice: Lattice,
+        field: Field,
+        config: RendererConfig,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        self.cage = cage.to(self.device)
+        self.lattice = lattice.to(self.device)
         self.field = field.to(self.device)
         self.config = config
+        self._tets = self.lattice.tets.long()
+        self._neighbours = self.lattice.neighbours.long()
+        self._rest = self.lattice.rest[self._tets]  # [T, 4, 3]
 
     def draw(
         self,
@@ -41,142 +47,153 @@ class ReferenceModel:
         camera: Camera,
     ) -> Tensor:  # [B, H, W, 4] premultiplied
         """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
-        points, inverse = pose_cage(self.cage, bones)
+        points = pose_lattice(self.lattice, bones)
         origins, directions = rays(camera)
         images = []
         for item in range(len(camera)):
+            posed = points[item][self._tets]  # [T, 4, 3]
+            faces = self._outer_faces(posed.detach())
             flat = directions[item].flatten(0, 1)
             axis = camera.rotation[item, 2]
             pieces = [
-                self._draw_rays(origins[item], piece, axis, points[item], inverse[item])
+                self._draw_rays(origins[item], piece, axis, posed, faces)
                 for piece in flat.split(_RAYS_AT_ONCE)
             ]
             images.append(torch.cat(pieces).view(camera.height, camera.width, 4))
         return torch.stack(images)
+
+    def _outer_faces(
+        self,
+        posed: Tensor,  # [T, 4, 3]
+    ) -> tuple[Tensor, Tensor]:  # tetrahedra [F], their faces' corners [F, 3, 3]
+        """Faces of whole tetrahedra with nothing, or a flipped one, on the other side."""
+        whole = _six_volumes(posed) > _FLAT
+        beyond = self._neighbours
+        open_ = (beyond < 0) | ~whole[beyond]
+        tet, corner = (whole[:, None] & open_).nonzero().unbind(1)
+        order = torch.from_numpy(FACES).to(tet.device)[corner]  # [F, 3]
+        return tet, posed[tet].gather(1, order[..., None].expand(-1, -1, 3))
 
     def _draw_rays(
         self,
         origin: Tensor,  # [3]
         directions: Tensor,  # [N, 3]
         axis: Tensor,  # [3] the camera's optical axis
-        points: Tensor,  # [C, 3]
-        inverse: Tensor,  # [C, 3, 3]
+        posed: Tensor,  # [T, 4, 3]
+        faces: tuple[Tensor, Tensor],
     ) -> Tensor:  # [N, 4]
-        step, layers = self.config.step, self.config.layers
         with torch.no_grad():
-            entry, exit_, triangle, exit_triangle = self._passages(origin, directions, axis, points)
-            end = torch.minimum(exit_, entry + self.config.thickness)
-            first = torch.ceil(entry / step - 0.5)
-            last = torch.floor(end / step - 0.5)
-            count = torch.where(entry.isfinite(), last - first + 1, 0.0).clamp_min(0)
-            most = int(count.max())
-        if most == 0:
+            first = self._entries(origin, directions, axis, faces)
+            path = self._walk(origin, directions, posed, first)
+        if path.shape[1] == 0:
             return directions.new_zeros(len(directions), 4)
-        number = torch.arange(most, device=directions.device)
-        valid = number < count[..., None]  # [N, L, S]
-        t = (torch.where(count > 0, first, 0.0)[..., None] + number + 0.5) * step
-
-        ray = (origin, directions, points, inverse)
-        begin, from_entry, entry_at_exit = self._chart(*ray, entry, triangle, t, exit_)
-        finish, from_exit, exit_at_exit = self._chart(*ray, exit_, exit_triangle, t, exit_)
-        same_limb = (exit_at_exit - entry_at_exit).detach().norm(dim=-1) < _SAME_LIMB
-        long_enough = (exit_ > entry + _SHORTEST) & (exit_ < entry + self.config.thickness)
-        blended = (same_limb & long_enough)[..., None]
-        length = torch.where(blended[..., 0], finish - begin, 1.0)  # no division by 0
-        way = (t - begin[..., None]) / length[..., None]
-        share = torch.where(blended, way * way * (3 - 2 * way), 0.0)[..., None]
-        canonical = (1 - share) * from_entry + share * from_exit
-
+        there = path >= 0
+        tet = path.clamp_min(0)
+        offset, rate = _barycentric(origin, directions[:, None], posed[tet])
+        begin, end = _ends(offset, rate)
+        way = torch.where(there, end - begin, 0.0).clamp_min(0)  # [N, K]
+        share = torch.tensor(_GAUSS, device=way.device)
+        t = begin[..., None] + share * way[..., None]  # [N, K, 2]
+        inside = offset[:, :, None] + t[..., None] * rate[:, :, None]  # [N, K, 2, 4]
+        canonical = (inside[..., None] * self._rest[tet][:, :, None]).sum(-2)
         value = lookup(self.field, canonical)
-        inside = valid & value[..., 4].bool()
-        density = torch.where(inside, DENSITY_SCALE * value[..., 3].sigmoid(), 0.0)
-        # nerfacc takes distances; each sample stands for the ray's length between two depths
-        length = directions.norm(dim=-1)[:, None].expand(-1, layers * most) * step
+        solid = (way > 0)[..., None] & value[..., 4].bool()
+        density = torch.where(solid, DENSITY_SCALE * value[..., 3].sigmoid(), 0.0)
+        length = 0.5 * way * directions.norm(dim=-1)[:, None]
+        length = length[..., None].expand_as(density).flatten(1)
         weights, _, _ = render_weight_from_density(
             torch.zeros_like(length), length, density.flatten(1)
         )
         colour = accumulate_along_rays(weights, value[..., :3].flatten(1, 2))
         return torch.cat([colour, accumulate_along_rays(weights)], -1)
 
-    def _chart(
-        self,
-        origin: Tensor,  # [3]
-        directions: Tensor,  # [N, 3]
-        points: Tensor,  # [C, 3]
-        inverse: Tensor,  # [C, 3, 3]
-        depth: Tensor,  # [N, L] of the intersections; infinite: none
-        triangle: Tensor,  # [N, L]
-        t: Tensor,  # [N, L, S] depths of the samples
-        until: Tensor,  # [N, L] another depth
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Depths with gradient [N, L], rest-pose places at t [N, L, S, 3] and until [N, L, 3]."""
-        corner = self.cage.faces.long()[triangle]  # [N, L, 3]
-        share, depth = _intersect(origin, directions, points[corner], depth)
-        share = share[..., None]
-        chart_inverse = (share[..., None] * inverse[corner]).sum(2)
-        rest = (share * self.cage.rest[corner]).sum(2)
-        offset = origin - (share * points[corner]).sum(2)
-        velocity = (chart_inverse @ directions[:, None, :, None])[..., 0]
-        start = rest + (chart_inverse @ offset[..., None])[..., 0]
-        until = torch.where(until.isfinite(), until, 0.0)
-        return (
-            depth,
-            start[:, :, None] + t[..., None] * velocity[:, :, None],
-            start + until[..., None] * velocity,
-        )
-
-    def _passages(
-        self, origin: Tensor, directions: Tensor, axis: Tensor, points: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Depths of the nearest entries and exits [N, L] (infinite: none), and their triangles."""
-        a, b, c = points[self.cage.faces.long()].unbind(1)
+    def _entries(
+        self, origin: Tensor, directions: Tensor, axis: Tensor, faces: tuple[Tensor, Tensor]
+    ) -> Tensor:  # [N, L] tetrahedra that the ray enters from outside, nearest first; -1: none
+        tet, corners = faces
+        a, b, c = corners.unbind(1)
         normal = torch.linalg.cross(b - a, c - a)
-        facing = directions @ normal.T  # [N, T]
+        facing = directions @ normal.T  # [N, F]
         depth = ((a - origin) * normal).sum(-1) / facing
         sides = [
-            (directions @ torch.linalg.cross(p - origin, q - origin).T)
+            directions @ torch.linalg.cross(p - origin, q - origin).T
             for p, q in ((a, b), (b, c), (c, a))
         ]
-        inward = (sides[0] >= 0) & (sides[1] >= 0) & (sides[2] >= 0)
-        outward = (sides[0] <= 0) & (sides[1] <= 0) & (sides[2] <= 0)
+        inward = (sides[0] <= 0) & (sides[1] <= 0) & (sides[2] <= 0)
         near = ((torch.stack([a, b, c]) - origin) @ axis < _NEAR).any(0)
-        hit = (inward | outward) & ~near
-        infinite = torch.full_like(depth, torch.inf)
+        hit = inward & (facing < 0) & ~near
+        depth, face = torch.where(hit, depth, torch.inf).sort(-1)
         layers = self.config.layers
-        entry, triangle = torch.where(hit & (facing < 0), depth, infinite).sort(-1)
-        exit_, exit_triangle = torch.where(hit & (facing > 0), depth, infinite).sort(-1)
-        return (
-            entry[:, :layers],
-            exit_[:, :layers],
-            triangle[:, :layers],
-            exit_triangle[:, :layers],
-        )
+        return torch.where(depth.isfinite(), tet[face], -1)[:, :layers]
+
+    def _walk(
+        self, origin: Tensor, directions: Tensor, posed: Tensor, first: Tensor
+    ) -> Tensor:  # [N, K] tetrahedra crossed, in the order of depth; -1: none
+        here = first.clone()  # [N, L]
+        steps, depths = [], []
+        latest = torch.zeros_like(here, dtype=posed.dtype)
+        while bool((here >= 0).any()):
+            tet = here.clamp_min(0)
+            corners = posed[tet]
+            offset, rate = _barycentric(origin, directions[:, None], corners)
+            begin, _ = _ends(offset, rate)
+            good = (here >= 0) & (_six_volumes(corners) > _FLAT)
+            steps.append(torch.where(good, here, -1))
+            latest = torch.maximum(latest, torch.where(good, begin, 0.0))
+            depths.append(torch.where(good, latest, torch.inf))
+            exits = torch.where(rate < 0, -offset / rate, torch.inf).argmin(-1)
+            onward = self._neighbours[tet].gather(-1, exits[..., None])[..., 0]
+            here = torch.where(good, onward, -1)
+        if not steps:
+            return first[:, :0]
+        order = torch.cat(depths, 1).sort(dim=1, stable=True).indices
+        path = torch.cat(steps, 1).gather(1, order)
+        return path[:, : int((path >= 0).sum(1).max())]
 
 
-def _intersect(
+def _six_volumes(
+    corners: Tensor,  # [..., 4, 3]
+) -> Tensor:  # [...]
+    sides = corners[..., 1:, :] - corners[..., :1, :]
+    volume: Tensor = torch.linalg.det(sides)
+    return volume
+
+
+def _barycentric(
     origin: Tensor,  # [3]
-    directions: Tensor,  # [N, 3]
-    corners: Tensor,  # [N, L, 3, 3]
-    known: Tensor,  # [N, L] depths; infinite where there is no intersection
-) -> tuple[Tensor, Tensor]:  # barycentrics [N, L, 3], depths [N, L] (0 where there is none)
-    """Where the rays meet the triangles. Differentiable, but for grazing rays."""
-    a, b, c = corners.unbind(2)
-    ray = directions[:, None].expand_as(a)
-    normal = torch.linalg.cross(b - a, c - a)
-    facing = (normal * ray).sum(-1)
-    grazing = facing.abs() <= _GRAZING * normal.norm(dim=-1) * ray.norm(dim=-1)
-    safe = torch.where(facing.abs() > 1e-12, facing, torch.ones_like(facing))
-    depth = ((a - origin) * normal).sum(-1) / safe
-    depth = torch.where(grazing, depth.detach(), depth)
-    hit = origin + depth[..., None] * ray
-    area = (normal * normal).sum(-1)
-    second = (torch.linalg.cross(hit - a, c - a) * normal).sum(-1) / area
-    third = (torch.linalg.cross(b - a, hit - a) * normal).sum(-1) / area
-    share = torch.stack([1 - second - third, second, third], -1)
-    share = torch.where(grazing[..., None], share.detach(), share)
-    exists = known.isfinite()
-    share = torch.where(exists[..., None], share, torch.full_like(share, 1 / 3))
-    return share, torch.where(exists, depth, 0.0)
+    directions: Tensor,  # [N, 1, 3]
+    corners: Tensor,  # [N, K, 4, 3]
+) -> tuple[Tensor, Tensor]:  # offset, rate [N, K, 4]: coordinates of origin + t direction
+    """Barycentric coordinates along rays. Differentiable; of no meaning for flat tetrahedra."""
+    p = corners[..., 0, :]
+    side = corners[..., 1:, :] - p[..., None, :]
+    rows = torch.stack(
+        [
+            torch.linalg.cross(side[..., (i + 1) % 3, :], side[..., (i + 2) % 3, :])
+            for i in range(3)
+        ],
+        -2,
+    )
+    volume = (side[..., 0, :] * rows[..., 0, :]).sum(-1)
+    volume = torch.where(volume > _FLAT, volume, torch.ones_like(volume))
+    rows = rows / volume[..., None, None]
+    offset = (rows * (origin - p)[..., None, :]).sum(-1)
+    rate = (rows * directions[..., None, :]).sum(-1)
+    offset = torch.cat([1 - offset.sum(-1, keepdim=True), offset], -1)
+    return offset, torch.cat([-rate.sum(-1, keepdim=True), rate], -1)
+
+
+def _ends(
+    offset: Tensor,  # [..., 4]
+    rate: Tensor,  # [..., 4]
+) -> tuple[Tensor, Tensor]:  # depths [...]
+    """Where a ray enters and leaves a tetrahedron: the last coordinate to rise, the first to fall
+    through zero."""
+    safe = torch.where(rate == 0, torch.ones_like(rate), rate)
+    t = -offset / safe
+    begin = torch.where(rate > 0, t, -torch.inf).amax(-1)
+    end = torch.where(rate < 0, t, torch.inf).amin(-1)
+    return begin, end
 
 
 def lookup(

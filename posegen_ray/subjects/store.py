@@ -20,10 +20,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from posegen_ray.errors import SubjectError
-from posegen_ray.subjects.deform import CAGE_TENSORS, Cage
+from posegen_ray.subjects.deform import LATTICE_TENSORS, Lattice
 from posegen_ray.subjects.field import Field, cell_index
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -44,10 +44,10 @@ class SubjectManifest:
 
 @dataclass(frozen=True)
 class Subject:
-    """A person: a canonical radiance field, the cage that moves it, and where it comes from."""
+    """A person: a canonical radiance field, the lattice that moves it, and where it comes from."""
 
     manifest: SubjectManifest
-    cage: Cage
+    lattice: Lattice
     field: Field
 
     @property
@@ -144,7 +144,7 @@ def list_subjects(root: str | Path) -> list[str]:
 
 
 def _pack(subject: Subject) -> dict[str, Tensor]:
-    tensors = {f"cage.{name}": getattr(subject.cage, name) for name in CAGE_TENSORS}
+    tensors = {f"lattice.{name}": getattr(subject.lattice, name) for name in LATTICE_TENSORS}
     active = np.packbits(subject.field.active.cpu().numpy().reshape(-1))
     tensors["field.active"] = torch.from_numpy(active)
     tensors["field.values"] = subject.field.values
@@ -159,8 +159,8 @@ def _unpack(manifest: SubjectManifest, grid: dict[str, Any], tensors: dict[str, 
     if values.shape != (int((index != -1).sum()), 4):
         raise ValueError(f"field.values has shape {tuple(values.shape)}")
     x, y, z = (float(v) for v in grid["low"])
-    cage = Cage(*(tensors[f"cage.{name}"] for name in CAGE_TENSORS))
-    return Subject(manifest, cage, Field(values, index, (x, y, z), float(grid["voxel"])))
+    lattice = Lattice(*(tensors[f"lattice.{name}"] for name in LATTICE_TENSORS))
+    return Subject(manifest, lattice, Field(values, index, (x, y, z), float(grid["voxel"])))
 
 
 def _read_json(folder: Path) -> dict[str, Any]:

@@ -1,63 +1,140 @@
-"""The cage encloses the body, follows it, and keeps the limbs apart."""
+"""The lattice covers the field without gaps, follows the body, and keeps limbs apart."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from bodies import capsule_body
-from scipy.spatial import cKDTree
 
 from posegen_ray.body.model import skin
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
-from posegen_ray.config import CageConfig
-from posegen_ray.subjects.deform import build_cage, pose_cage
+from posegen_ray.config import RegionConfig
+from posegen_ray.subjects.deform import CUBE, Lattice, build_lattice, pose_lattice
+from posegen_ray.subjects.field import Field, body_field
+
+VOXEL = 0.015
 
 
-def _cage(shell: float = 0.05):
-    return build_cage(capsule_body(), torch.zeros(2), CageConfig(vertices=800, shell=shell))
+def _field(shell: float = 0.04) -> Field:
+    return body_field(capsule_body(), torch.zeros(2), RegionConfig(shell=shell, voxel=VOXEL))
 
 
-def test_the_cage_is_closed_small_and_turned_outwards() -> None:
-    cage = _cage()
-    assert 600 < len(cage.rest) <= 900
-    faces = cage.faces.long()
-    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    _, count = edges.sort(1).values.unique(dim=0, return_counts=True)
-    assert (count == 2).all()
-    a, b, c = cage.rest[faces].unbind(1)
-    assert (a * torch.linalg.cross(b, c)).sum() > 0
-    torch.testing.assert_close(cage.weights.sum(1), torch.ones(len(cage.weights)))
+def _lattice(field: Field) -> Lattice:
+    return build_lattice(capsule_body(), torch.zeros(2), field)
 
 
-def test_no_triangle_joins_two_limbs() -> None:
-    """Between thighs, and between arm and trunk, edges stay within one side."""
-    cage = _cage()
-    left = cage.weights[:, [JOINT["left_knee"], JOINT["left_ankle"]]].sum(1) > 0.5
-    right = cage.weights[:, [JOINT["right_knee"], JOINT["right_ankle"]]].sum(1) > 0.5
-    corner_left, corner_right = left[cage.faces.long()], right[cage.faces.long()]
+def _volumes(points: torch.Tensor, lattice: Lattice) -> torch.Tensor:
+    corners = points[lattice.tets.long()].double()
+    return torch.linalg.det(corners[:, 1:] - corners[:, :1]) / 6
+
+
+def test_tetrahedra_fill_whole_cubes() -> None:
+    lattice = _lattice(_field())
+    volumes = _volumes(lattice.rest, lattice)
+    assert (volumes > 0).all()
+    cube = (CUBE * VOXEL) ** 3
+    assert len(lattice.tets) % 5 == 0
+    assert float(volumes.sum()) == pytest.approx(len(lattice.tets) // 5 * cube, rel=1e-4)
+    torch.testing.assert_close(lattice.weights.sum(1), torch.ones(len(lattice.weights)))
+
+
+def test_neighbours_share_the_face_between_them() -> None:
+    lattice = _lattice(_field())
+    tets, neighbours = lattice.tets.numpy(), lattice.neighbours.numpy()
+    for tet in range(0, len(tets), 97):
+        for corner in range(4):
+            other = neighbours[tet, corner]
+            face = set(np.delete(tets[tet], corner))
+            if other >= 0:
+                assert face == set(tets[tet]) & set(tets[other])
+                assert tet in neighbours[other]
+            else:
+                assert (np.isin(tets, list(face)).sum(1) == 3).sum() == 1
+
+
+def test_the_boundary_is_closed_and_turned_outwards() -> None:
+    lattice = _lattice(_field())
+    faces = lattice.boundary[:, 1:].numpy()
+    edges = Counter((int(face[i]), int(face[(i + 1) % 3])) for face in faces for i in range(3))
+    assert all(edges[b, a] == count for (a, b), count in edges.items())
+    a, b, c = lattice.rest[lattice.boundary[:, 1:].long()].double().unbind(1)
+    enclosed = (a * torch.linalg.cross(b, c)).sum() / 6
+    assert float(enclosed) == pytest.approx(float(_volumes(lattice.rest, lattice).sum()), rel=1e-4)
+
+
+def test_every_active_cell_lies_inside() -> None:
+    field = _field()
+    lattice = _lattice(field)
+    cells = field.active.nonzero() + 0.5
+    cubes = torch.floor(cells / CUBE)
+    there = lattice.rest[lattice.tets.long()].mean(1) - torch.tensor(field.low)
+    there = torch.floor(there / (CUBE * VOXEL))
+    known = {tuple(cube) for cube in there.int().tolist()}
+    assert {tuple(cube) for cube in cubes.int().tolist()} <= known
+
+
+def _sides(lattice: Lattice) -> tuple[torch.Tensor, torch.Tensor]:
+    left = lattice.weights[:, [JOINT["left_knee"], JOINT["left_ankle"]]].sum(1) > 0.5
+    right = lattice.weights[:, [JOINT["right_knee"], JOINT["right_ankle"]]].sum(1) > 0.5
+    return left, right
+
+
+def test_a_slit_opens_between_the_legs() -> None:
+    left, right = _sides(lattice := _lattice(_field(shell=0.06)))
+    tets = lattice.tets.long()
     assert left.any()
-    assert not (corner_left.any(1) & corner_right.any(1)).any()
-    # dilated legs stay on their own side of the middle
-    assert (cage.rest[left, 0] > 0).all()
-    assert (cage.rest[right, 0] < 0).all()
+    below = lattice.rest[tets][..., 1].amax(1) < 0.7  # the thighs' upper ends belong together
+    assert not (below & left[tets].any(1) & right[tets].any(1)).any()
+    assert (lattice.rest[left, 0] > -1e-6).all()
+    assert (lattice.rest[right, 0] < 1e-6).all()
+    middle = lattice.rest[:, 0].abs() < 1e-6
+    assert (left & middle).any()  # the cells touch in the T-pose, and part when the legs do
+    assert (right & middle).any()
 
 
-def test_the_cage_stands_off_the_body_by_the_shell() -> None:
-    cage = _cage(shell=0.04)
-    distance, _ = cKDTree(capsule_body().template.numpy()).query(cage.rest.numpy())
-    assert np.quantile(distance, 0.1) > 0.02
-    assert distance.max() < 0.06
+def test_dense_cloth_between_the_legs_keeps_them_joined() -> None:
+    field = _field(shell=0.06)
+    values = field.values.clone()
+    skirt = (field.positions()[:, 1] < 0.8) & (field.positions()[:, 0].abs() < 0.05)
+    values[skirt, 3] = 2.0
+    left, right = _sides(lattice := _lattice(replace(field, values=values)))
+    tets = lattice.tets.long()
+    below = lattice.rest[tets][..., 1].amax(1) < 0.7
+    assert (below & left[tets].any(1) & right[tets].any(1)).any()
 
 
-def test_posing_the_cage_and_going_back_is_the_identity() -> None:
-    cage = _cage()
+def test_posing_is_linear_blend_skinning() -> None:
+    lattice = _lattice(_field())
     stream = torch.Generator().manual_seed(0)
     rotations = from_axis_angle(0.3 * torch.randn(2, 24, 3, generator=stream))
     bones = capsule_body()(rotations, torch.zeros(1, 2)).bones
-    points, inverse = pose_cage(cage, bones)
-    expected = skin(cage.rest.expand(2, -1, -1), cage.weights, bones)
-    torch.testing.assert_close(points, expected)
-    blended = (cage.weights @ bones.flatten(2)).unflatten(-1, (3, 4))[..., :3]
-    eye = torch.eye(3).expand_as(blended)
-    torch.testing.assert_close(inverse @ blended, eye, atol=1e-4, rtol=0)
+    expected = skin(lattice.rest.expand(2, -1, -1), lattice.weights, bones)
+    torch.testing.assert_close(pose_lattice(lattice, bones), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_lattice_follows_the_body() -> None:
+    """Body vertices carried along by the tetrahedron around them stay where skinning puts them."""
+    body = capsule_body()
+    lattice = _lattice(_field())
+    stream = torch.Generator().manual_seed(1)
+    rotations = from_axis_angle(0.3 * torch.randn(1, 24, 3, generator=stream))
+    posed = body(rotations, torch.zeros(1, 2), vertices=True)
+    assert posed.vertices is not None
+    vertices = body.rest_vertices(torch.zeros(1, 2))[0][::11]
+    corners = lattice.rest[lattice.tets.long()]
+    inverse = torch.linalg.inv((corners[:, 1:] - corners[:, :1]).transpose(1, 2))
+    moved = []
+    points = pose_lattice(lattice, posed.bones)[0][lattice.tets.long()]
+    for vertex in vertices:
+        share = (inverse @ (vertex - corners[:, 0])[..., None])[..., 0]
+        share = torch.cat([1 - share.sum(1, keepdim=True), share], 1)
+        tet = int(share.amin(1).argmax())
+        moved.append((share[tet, :, None] * points[tet]).sum(0))
+    error = (torch.stack(moved) - posed.vertices[0][::11]).norm(dim=1)
+    assert float(error.median()) < 0.004
+    assert float(error.quantile(0.95)) < 0.015

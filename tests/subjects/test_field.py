@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from bodies import capsule_body
 
-from posegen_ray.config import CageConfig
+from posegen_ray.config import RegionConfig
 from posegen_ray.subjects.field import Field, body_field, cell_index
 from posegen_ray.subjects.render_reference import lookup
 
@@ -76,7 +76,7 @@ def test_the_rim_is_where_an_adjoining_cell_is_missing() -> None:
 
 def test_the_first_field_is_dense_in_the_body_and_empty_outside() -> None:
     body = capsule_body()
-    field = body_field(body, torch.zeros(2), CageConfig(shell=0.04, voxel=0.015))
+    field = body_field(body, torch.zeros(2), RegionConfig(shell=0.04, voxel=0.015))
     places = torch.tensor([[0.0, 1.1, 0.115], [0.0, 1.1, 0.145], [0.3, 1.36, 0.0], [0.3, 1.3, 0.0]])
     value = lookup(field, places)
     assert (value[:, 4] == 1).all()
@@ -84,3 +84,12 @@ def test_the_first_field_is_dense_in_the_body_and_empty_outside() -> None:
     assert value[1, 3] < -4
     assert value[2, 3] > 4  # in the arm
     assert value[3, 3] < -4  # below it
+
+
+def test_nothing_is_solid_in_the_air_between_the_legs() -> None:
+    """Half-way between two limbs the nearest face does not tell inside from outside."""
+    field = body_field(capsule_body(), torch.zeros(2), RegionConfig(shell=0.06, voxel=0.015))
+    place = field.positions()
+    between = (place[:, 0].abs() < 0.02) & (place[:, 1] < 0.6)
+    assert between.any()
+    assert (field.values[between, 3] < 0).all()

@@ -11,17 +11,16 @@ from bodies import capsule_body, painted_subject
 
 from posegen_ray.body.camera import orbit
 from posegen_ray.body.rotation import from_axis_angle
-from posegen_ray.config import CageConfig, FitConfig, RendererConfig
+from posegen_ray.config import FitConfig, RegionConfig, RendererConfig
 from posegen_ray.errors import DataError
 from posegen_ray.records import PoseBatch, RenderRequest
 from posegen_ray.subjects.capture import Capture, split_rgba
-from posegen_ray.subjects.deform import build_cage
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import carve, fit_subject, prune
 from posegen_ray.subjects.render import make_renderer
 
 FRAMES, SIZE = 24, 96
-CONFIG = FitConfig(cage=CageConfig(vertices=700, shell=0.04, voxel=0.015), steps=120)
+CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +85,9 @@ def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
 def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
     body = capsule_body()
     bones = body(capture.poses.rotations, torch.zeros(1, 2)).bones
-    config = replace(CONFIG.cage, shell=0.09)
-    cage = build_cage(body, capture.shape, config)
-    field = body_field(body, capture.shape, config)
-    carved_cage, carved = carve(capture, bones, cage, field, list(range(FRAMES)))
+    field = body_field(body, capture.shape, replace(CONFIG.region, shell=0.09))
+    carved = carve(capture, body, bones, field, list(range(FRAMES)))
     assert len(carved.values) < 0.95 * len(field.values)
-    assert carved_cage.dilation.mean() < cage.dilation.mean()
     # every place inside the body is still there
     inside = field.values[:, 3] > 0
     assert int((carved.values[:, 3] > 0).sum()) >= int(inside.sum())
@@ -100,12 +96,12 @@ def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
 def test_pruning_keeps_what_is_occupied() -> None:
     subject = painted_subject()
     occupied = subject.field.values[:, 3] > -2
-    cage, field = prune(subject.cage, subject.field, occupied.float())
+    field = prune(subject.field, occupied.float(), ring=0)
     kept = {tuple(place) for place in np.round(field.positions().numpy(), 4).tolist()}
     wanted = np.round(subject.field.positions()[occupied].numpy(), 4).tolist()
     assert all(tuple(place) in kept for place in wanted)
     assert len(field.values) < len(subject.field.values)
-    assert (cage.dilation <= subject.cage.dilation).all()
+    assert len(prune(subject.field, occupied.float(), ring=1).values) > len(field.values)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float((a * b).sum() / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
-@pytest.mark.parametrize(("early_stop", "tolerance"), [(0.0, 5e-4), (1e-3, 2e-3)])
+@pytest.mark.parametrize(("early_stop", "tolerance"), [(0.0, 2e-4), (1e-3, 2e-3)])
 def test_fused_and_reference_pictures_agree(
     capsule_subject: Subject, early_stop: float, tolerance: float
 ) -> None:
@@ -64,7 +64,9 @@ def test_fused_and_reference_pictures_agree(
     fused = _renderer(capsule_subject, early_stop=early_stop).render_arrays(request)
     reference = _renderer(capsule_subject, kind="reference").render_arrays(request)
     assert reference[..., 3].max() > 0.99
-    np.testing.assert_allclose(fused, reference, atol=tolerance)
+    difference = np.abs(fused - reference)
+    assert np.quantile(difference[reference[..., 3] > 0], 0.99) < tolerance
+    assert difference.max() < 5 * tolerance
 
 
 def test_fused_and_reference_gradients_agree(capsule_subject: Subject) -> None:
@@ -80,7 +82,7 @@ def test_fused_and_reference_gradients_agree(capsule_subject: Subject) -> None:
 def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> None:
     """Over joint angles and every camera parameter, for a smooth weighting of the picture."""
     size = 96
-    renderer = _renderer(capsule_subject, early_stop=0.0, step=0.002)
+    renderer = _renderer(capsule_subject, early_stop=0.0)
     base = _camera(1, size)
     rotations = _rotations(1, 0.3)
     rows = torch.arange(size) / size
@@ -109,13 +111,55 @@ def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> No
     with torch.no_grad():
         for index in indices:
             step = torch.zeros(81)
-            step[index] = 2e-3
-            differences.append(float(loss(step) - loss(-step)) / 4e-3)
+            step[index] = 5e-4
+            differences.append(float(loss(step) - loss(-step)) / 1e-3)
     ours, numeric = gradient[indices].numpy(), np.array(differences)
-    assert _cosine(ours[:18], numeric[:18]) > 0.97  # bones; creases of the cage are not smooth
-    for part in (slice(18, 21), slice(21, 24), slice(24, 25), slice(25, 27)):  # camera
+    parts = (slice(0, 18), slice(18, 21), slice(21, 24), slice(24, 25), slice(25, 27))
+    for part in parts:  # bones, then the camera's turn, place, focal length, principal point
         assert _cosine(ours[part], numeric[part]) > 0.99
-        assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.25)
+        assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.1)
+
+
+def test_pictures_do_not_jump_where_the_body_overlaps_itself(capsule_subject: Subject) -> None:
+    """An arm sweeps into and over the trunk: each tiny step changes each pixel a little."""
+    renderer = _renderer(capsule_subject, early_stop=0.0)
+    steps = torch.linspace(-1.4, -0.7, 15).repeat_interleave(2)
+    steps[1::2] += 1e-4
+    rotations = torch.eye(3).repeat(len(steps), 24, 1, 1)
+    down, bend = torch.tensor([0.0, 0.0, -1.1]), torch.tensor([0.0, -1.8, 0.0])
+    rotations[:, JOINT["left_shoulder"]] = from_axis_angle(
+        torch.tensor([0.0, 1.0, 0.0]) * steps[:, None]
+    ) @ from_axis_angle(down)
+    rotations[:, JOINT["left_elbow"]] = from_axis_angle(bend)
+    bones = capsule_body()(rotations, torch.zeros(1, 2)).bones
+    camera = _camera(1, 96)[torch.zeros(len(steps), dtype=torch.long)]
+    pictures = renderer.render_arrays(RenderRequest(("capsules",) * len(steps), bones, camera))
+    change = np.abs(pictures[1::2] - pictures[::2])
+    assert change.max() < 0.1
+    assert change.max() > 1e-4  # it does move
+
+
+def test_a_picture_does_not_change_when_body_and_camera_move_together(
+    capsule_subject: Subject,
+) -> None:
+    """Samples belong to the body: nothing flickers with its place in the world."""
+    renderer = _renderer(capsule_subject, early_stop=0.0)
+    request = _request(batch=1, size=96)
+    turn = from_axis_angle(torch.tensor([0.4, -1.1, 0.3]))
+    shift = torch.tensor([0.37, -0.21, 1.3])
+    bones = turn @ request.bones
+    bones[..., 3] += shift
+    camera = request.camera
+    rotation = camera.rotation @ turn.T
+    moved = replace(
+        camera,
+        rotation=rotation,
+        translation=camera.translation - (rotation @ shift[:, None])[..., 0],
+    )
+    before = renderer.render_arrays(request)
+    after = renderer.render_arrays(RenderRequest(request.subjects, bones, moved))
+    assert before[..., 3].max() > 0.99
+    np.testing.assert_allclose(after, before, atol=2e-3)
 
 
 def test_vjp_equals_autograd(capsule_subject: Subject) -> None:

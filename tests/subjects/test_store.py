@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from posegen_ray.errors import SubjectError
-from posegen_ray.subjects.deform import CAGE_TENSORS
+from posegen_ray.subjects.deform import LATTICE_TENSORS
 from posegen_ray.subjects.store import (
     Subject,
     list_subjects,
@@ -33,8 +33,8 @@ def test_a_subject_survives_the_round_trip(capsule_subject: Subject, tmp_path: P
         capsule_subject.field.low,
         capsule_subject.field.voxel,
     )
-    for name in CAGE_TENSORS:
-        assert torch.equal(getattr(loaded.cage, name), getattr(capsule_subject.cage, name))
+    for name in LATTICE_TENSORS:
+        assert torch.equal(getattr(loaded.lattice, name), getattr(capsule_subject.lattice, name))
     size = sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
     assert size < 30e6
 
