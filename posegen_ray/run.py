@@ -102,7 +102,7 @@ class Run:
         unknown = [name for name in settings.names if name not in known]
         if unknown:
             raise SubjectError(
-                f"{unknown[0]!r} is not one of the {settings.source}'s training people.",
+                f"{unknown[0]!r} is not one of the training people of subject={settings.source}.",
                 f"They are {', '.join(known)}.",
             )
         jobs = [FitPerson(self.config, name) for name in settings.names or known]

