@@ -170,6 +170,7 @@ class SubjectsConfig:
     """The people whose NeRFs render training images (conf/subject)."""
 
     # wardrobe: the synthetic people that come with the package, fitted when missing;
+    # makehuman: people in MakeHuman's garments (fetched, mixed licences), fitted when missing;
     # folder: subjects that `posegen fit` made, by name
     source: str = "wardrobe"
     names: list[str] = field(default_factory=list)  # empty: all of the source's training people
@@ -180,12 +181,13 @@ class SubjectsConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.source in ("wardrobe", "folder"),
+            self.source in ("wardrobe", "makehuman", "folder"),
             f"subject.source={self.source!r} is not known.",
-            "Choose wardrobe (synthetic people) or folder (your own subjects).",
+            "Choose wardrobe (synthetic people), makehuman (people in MakeHuman's garments) or "
+            "folder (your own subjects).",
         )
         require(
-            self.source == "wardrobe" or bool(self.folder and self.names),
+            self.source != "folder" or bool(self.folder and self.names),
             "subject.source=folder needs subject.folder and subject.names.",
             "For example subject.folder=subjects subject.names=[alice,bob].",
         )
@@ -722,6 +724,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n={self.n} must be at least 1.", "Ask for at least one image.")
+        require(
+            self.subject.source != "makehuman" or self.body.name == "anny",
+            f"subject.source=makehuman cannot dress body.name={self.body.name!r}.",
+            "MakeHuman's garments fit Anny only: use body=anny.",
+        )
         workers = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
         require(
             self.training.estimator_batch_size % (2 * workers) == 0,

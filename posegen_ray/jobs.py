@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,9 +27,10 @@ from posegen_ray.records import RenderRequest, Samples, concatenate_samples
 from posegen_ray.scene import assemble, propose_valid
 from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import Counts, Drawer, TestShoot, studio_of
+from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.fit import fit_subject
 from posegen_ray.subjects.store import list_subjects, save_subject
-from posegen_ray.subjects.wardrobe import PEOPLE, capture_person
+from posegen_ray.subjects.wardrobe import Performer, capture_person, people
 from posegen_ray.training import Advance
 
 PREDICT_BATCH = 16
@@ -37,7 +38,7 @@ PREDICT_BATCH = 16
 
 @dataclass(frozen=True)
 class FitPerson:
-    """Films one of the wardrobe's people with the ray-caster and fits a subject to the capture."""
+    """Films one of the training people with the ray-caster and fits a subject to the capture."""
 
     config: RunConfig
     name: str
@@ -64,7 +65,7 @@ class FitPerson:
         stream = torch_stream(0, "capture", "poses")
         rows = torch.randperm(len(studio.source), generator=stream)[: settings.capture_poses]
         capture = capture_person(
-            PEOPLE[self.name],
+            training_people(self.config)[self.name],
             studio.body,
             studio.source.poses[rows],
             settings.capture_views,
@@ -82,6 +83,13 @@ class FitPerson:
         save_subject(subject, self.folder)
         steps.reach(self.size)
         return str(self.folder)
+
+
+def training_people(config: RunConfig) -> Mapping[str, Performer]:
+    """The people that subject.source can film for training, by name."""
+    if config.subject.source == "makehuman":
+        return makehuman.PEOPLE
+    return {person.name: person for person in people("train")}
 
 
 @functools.cache

@@ -29,14 +29,23 @@ from posegen_ray.estimators.registry import load_estimator
 from posegen_ray.evaluation.store import (
     RenderSpeed,
 )
-from posegen_ray.jobs import Draw, FineTune, FitPerson, Predict, Shoot, render_speed, subjects_root
+from posegen_ray.jobs import (
+    Draw,
+    FineTune,
+    FitPerson,
+    Predict,
+    Shoot,
+    render_speed,
+    subjects_root,
+    training_people,
+)
 from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
+from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.store import SubjectManifest, list_subjects, read_manifest
-from posegen_ray.subjects.wardrobe import people
 from posegen_ray.training import AdversarialTraining, TrainingResult, history_table
 
 FINE_TUNED = ("source_adapted", "random", "posegen")
@@ -63,6 +72,8 @@ class Run:
             # fetched and built here once, before many processes want them at the same time
             load_body(config.body, lambda text: console.say(f"  {text}"))
             load_splits(config.motion)
+            if config.subject.source == "makehuman":
+                makehuman.prepare(lambda text: console.say(f"  {text}"))
             self.estimator_name = load_estimator(config.estimator).name
         self._folders: Folders = ()
         self._joint_map: Tensor | None = None
@@ -87,11 +98,11 @@ class Run:
                 )
             self._folders = tuple((name, str(root / name)) for name in settings.names)
             return self._folders
-        known = {person.name: person for person in people("train")}
+        known = training_people(self.config)
         unknown = [name for name in settings.names if name not in known]
         if unknown:
             raise SubjectError(
-                f"{unknown[0]!r} is not one of the wardrobe's training people.",
+                f"{unknown[0]!r} is not one of the training people of subject={settings.source}.",
                 f"They are {', '.join(known)}.",
             )
         jobs = [FitPerson(self.config, name) for name in settings.names or known]

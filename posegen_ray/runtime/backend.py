@@ -19,6 +19,7 @@ from torch import Tensor
 
 from posegen_ray.config import RunConfig, StreamConfig
 from posegen_ray.console import Console
+from posegen_ray.jobs import training_people
 from posegen_ray.local import Job, MakeLoop, Shared, stream_plan
 from posegen_ray.records import Samples
 from posegen_ray.runtime.columns import from_columns, to_columns
@@ -29,7 +30,6 @@ from posegen_ray.runtime.session import RaySession
 from posegen_ray.runtime.stream import sample_stream
 from posegen_ray.runtime.train import fit_with_ray
 from posegen_ray.studio import Drawer, Folders, RenderSource
-from posegen_ray.subjects.wardrobe import people
 from posegen_ray.training import TrainingResult
 
 Value = TypeVar("Value")
@@ -53,7 +53,7 @@ class RayBackend:
         try:
             free = self._session.resources()
             subject = self._config.subject
-            count = len(subject.names) or len(people("train"))
+            count = len(subject.names) or len(training_people(self._config))
             self._console.say(plan(self._config.runtime, free, count).table())
             self._progress = _Progress.options(num_cpus=0).remote()
             share = self._config.runtime.job_resources

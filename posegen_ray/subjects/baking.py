@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import warp as wp
+from PIL import Image
 
 from posegen_ray.subjects import raycast_kernels as kernels
 from posegen_ray.subjects.raycast import TexturedMesh, struct_array
@@ -67,7 +68,10 @@ def _texels(uv: Floats, uv_faces: Ints, size: int) -> tuple[Ints, Ints, Floats]:
 
 
 def bake(part: Part, size: int = TEXTURE_SIZE) -> npt.NDArray[np.uint8]:  # [size, size, 4]
-    """Paints the part's texture."""
+    """The part's texture: painted, or scaled to size."""
+    if isinstance(part.paint, np.ndarray):
+        scaled = Image.fromarray(part.paint).resize((size, size), Image.Resampling.BOX)
+        return np.asarray(scaled)
     edges = part.vertices[part.faces]
     normal = np.cross(edges[:, 1] - edges[:, 0], edges[:, 2] - edges[:, 0])
     needed = np.sqrt(0.5 * np.linalg.norm(normal, axis=1).sum()) / _TEXEL

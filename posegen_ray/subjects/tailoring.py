@@ -2,7 +2,7 @@
 
 Works in numpy on the rest pose (T-pose, metres, y up, facing +z, left = +x). A `Part` is a piece of
 mesh with a painter, a function from surface points to colours, which
-`posegen_ray.subjects.baking` turns into a texture.
+`posegen_ray.subjects.baking` turns into a texture, or with a texture from elsewhere.
 
 Legend: V vertices, F triangles, U texture coordinates, N texels, R rings of A points.
 """
@@ -40,6 +40,7 @@ class Surface:
 
 
 Painter = Callable[[Surface], Floats]  # -> [N, 4] RGBA in [0, 1]
+Texture = npt.NDArray[np.uint8]  # [H, W, 4] RGBA, row 0 at v = 1
 Region = Callable[[Floats], Floats]  # points [N, 3] -> metres inside (> 0) or outside (< 0), [N]
 
 
@@ -52,8 +53,8 @@ class Part:
     faces: Ints  # [F, 3]
     uv: Floats  # [U, 2]
     uv_faces: Ints  # [F, 3]
-    paint: Painter
-    cutout: bool = False  # the painter's alpha cuts holes
+    paint: Painter | Texture  # how its texture is painted, or the finished texture
+    cutout: bool = False  # the texture's alpha cuts holes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ never occur in another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +38,29 @@ from posegen_ray.subjects.tailoring import (
 SPLITS = ("train", "val", "test")
 
 
+class Performer(Protocol):
+    """Someone who can be filmed (`capture_person`): the wardrobe's people, MakeHuman's people."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def licence(self) -> str: ...
+
+    @property
+    def source(self) -> str:
+        """What the film shows, in words."""
+        ...
+
+    def shape(self, body: BodyModel) -> Tensor:  # [S]
+        """Shape coefficients on that body."""
+        ...
+
+    def dress(self, body: BodyModel, texture_size: int) -> TexturedMesh:
+        """The person on that body: skin, hair and clothes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Person:
     """A synthetic person. Garments are listed from the skin outwards."""
@@ -49,10 +72,19 @@ class Person:
     hair: tuple[Garment, ...]
     garments: tuple[Garment, ...]
     licence: str = "CC0-1.0"
+    source: str = "synthetic person, ray-cast"
 
     @property
     def seed(self) -> int:
         return derive_seed(0, "wardrobe", self.name)
+
+    def shape(self, body: BodyModel) -> Tensor:  # [S]
+        """See `shape_of`."""
+        return shape_of(self, body)
+
+    def dress(self, body: BodyModel, texture_size: int = TEXTURE_SIZE) -> TexturedMesh:
+        """See `dress`."""
+        return dress(self, body, texture_size)
 
 
 def people(split: str) -> list[Person]:
@@ -125,7 +157,7 @@ def studio_poses() -> PoseBatch:  # 6 poses
 
 
 def capture_person(
-    person: Person,
+    person: Performer,
     body: BodyModel,
     poses: PoseBatch,
     views: int = 4,
@@ -153,7 +185,7 @@ def capture_person(
     translation = torch.cat([studio.translation, given.translation]).repeat_interleave(count, 0)
     held_out = torch.cat([torch.zeros(6, dtype=torch.bool), held]).repeat_interleave(count)
 
-    shape = shape_of(person, body)
+    shape = person.shape(body)
     posed = body(rotations, shape[None], translation)
     total = len(rotations)
     turn = torch.cat([torch.arange(int(n)) / n for n in count])
@@ -174,7 +206,7 @@ def capture_person(
         size,
         size,
     )
-    images, masks = split_rgba(raycast(dress(person, body, texture_size), posed.bones, camera))
+    images, masks = split_rgba(raycast(person.dress(body, texture_size), posed.bones, camera))
     return Capture(
         name=person.name,
         body=body.name,
@@ -185,7 +217,7 @@ def capture_person(
         camera=camera,
         held_out=held_out,
         licence=person.licence,
-        source="synthetic person, ray-cast",
+        source=person.source,
     )
 
 
