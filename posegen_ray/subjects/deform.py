@@ -27,7 +27,7 @@ CUBE = 3  # field cells along the edge of a lattice cube
 # two neighbouring cubes move against each other when their skinning weights overlap less than this
 _SAME_PART = 0.25
 # they are joined all the same where the field between them is denser than this (logit): a skirt
-_CONTENT = -2.0
+_CONTENT = -4.0
 _SMOOTHING = 6  # rounds in which weights away from the surface spread
 _NEIGHBOURHOOD = 6  # body vertices that give a lattice vertex its weights
 
