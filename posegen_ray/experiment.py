@@ -7,7 +7,7 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 checkpoint/             joint map, generators, fine-tuned estimators
                 training/               adversarial training's own checkpoints
                 samples/*.parquet       what every training and test image was made from
-                drawn/                  training images, until their arm is fine-tuned
+                drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
                 summary.json report.html
@@ -144,9 +144,8 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         settings=run.settings(),
     )
     save_evaluation(folder, inputs)
-    table = _write_results(folder, inputs, config.evaluation)
     run.tidy()
-    return table
+    return _write_results(folder, inputs, config.evaluation)
 
 
 def run_training(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:
@@ -191,6 +190,7 @@ def run_evaluation(config: RunConfig, folder: Path, backend: Backend, console: C
             predictions[arm] = torch.stack(rows)
     inputs = replace(before, predictions=predictions, samples=tests.samples, sets=tests.sets)
     save_evaluation(folder, inputs)
+    run.tidy()
     return _write_results(folder, inputs, config.evaluation)
 
 

@@ -128,13 +128,16 @@ class Run:
             "wild": experiment.test_wild_images,
             "ood": experiment.test_ood_images,
         }
-        parts: dict[str, Samples] = {}
-        with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
-            for name, count in counts.items():
-                parts[name] = self._shoot(name, count)
-        samples = concatenate_samples(list(parts.values()))
-        sets = tuple(name for name, part in parts.items() for _ in range(len(part)))
-        self._note_samples("test", samples)
+        kept = self._scratch / "test"
+        if kept.exists():
+            samples = KeptSamples(str(kept)).get()
+        else:
+            with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
+                parts = [self._shoot(name, count) for name, count in counts.items()]
+            samples = concatenate_samples(parts)
+            self._note_samples("test", samples)
+            KeptSamples.write(samples, kept)
+        sets = tuple(name for name, count in counts.items() for _ in range(count))
         return TestSet(_by_motion(samples), sets, self.backend.share(samples.images))
 
     def _shoot(self, name: str, count: int) -> Samples:

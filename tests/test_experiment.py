@@ -195,10 +195,11 @@ def test_ray_run_interrupted_and_robbed_of_its_processes_equals_one_process(fini
     """Ctrl-C in training; then, in the resumed run, a render server and the train worker die."""
     folder = tmp_path / "tiny"
     events = "tensorboard/seed_0/events.*"  # a train worker writes one as it begins
-    run = run_in_background(*TINY, f"run_dir={folder}")
+    two = "runtime.job_workers=2"  # every further one takes its time to begin
+    run = run_in_background(*TINY, two, f"run_dir={folder}")
     wait_for(folder, "training/seed_0/checkpoint_*", run)
     interrupt(run)
-    run = run_in_background(f"resume={folder}")
+    run = run_in_background(f"resume={folder}", two)
     wait_for(folder, events, run, count=2)
     for name in ("RenderServer", "RayTrainWorker"):
         os.kill(find_process(name, run.pid), signal.SIGKILL)
