@@ -147,6 +147,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns its exit code. Never lets a PosegenError escape."""
+    # before numpy is imported: its results depend on its number of threads, and a run must not
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     debug = bool(os.environ.get("POSEGEN_DEBUG"))
     logging.basicConfig(
         level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(message)s"

@@ -7,6 +7,7 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 checkpoint/             joint map, generators, fine-tuned estimators
                 training/               adversarial training's own checkpoints
                 samples/*.parquet       what every training and test image was made from
+                drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
                 summary.json report.html
@@ -21,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from posegen_ray.body import load_body
 from posegen_ray.compose import dump_config, read_config
@@ -116,14 +116,14 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
     """The whole comparison; returns the table for the terminal."""
     run = Run(config, folder, backend, console)
     tests = run.test_set()
-    answers: dict[str, list[Tensor]] = {"baseline": [run.baseline(tests)]}
-    for arm in config.experiment.arms:
-        if arm != "baseline":
-            answers[arm] = []
-    for seed in config.experiment.seeds:
-        for arm, answer in run.arms(seed, tests).items():
-            answers[arm].append(answer)
-    speed = run.speed()
+    answers = {"baseline": [run.baseline(tests)]}
+    if "posegen" in config.experiment.arms:
+        for seed in config.experiment.seeds:
+            run.training(seed)
+    run.draw_arms()
+    speed, gallery = run.speed(), run.gallery()
+    backend.release_renderer()  # nothing is rendered any more, and fine-tuning needs the memory
+    answers |= run.arms(tests)
     drawn, valid, reasons = run.candidates()
     predictions = {arm: torch.stack(rows) for arm, rows in answers.items()}
     inputs = ReportInputs(
@@ -139,11 +139,12 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         rejected=reasons,
         rejected_total=drawn - valid,
         history=run.history(),
-        generated=run.gallery(),
+        generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
         settings=run.settings(),
     )
     save_evaluation(folder, inputs)
+    run.tidy()
     return _write_results(folder, inputs, config.evaluation)
 
 
@@ -189,6 +190,7 @@ def run_evaluation(config: RunConfig, folder: Path, backend: Backend, console: C
             predictions[arm] = torch.stack(rows)
     inputs = replace(before, predictions=predictions, samples=tests.samples, sets=tests.sets)
     save_evaluation(folder, inputs)
+    run.tidy()
     return _write_results(folder, inputs, config.evaluation)
 
 

@@ -34,6 +34,7 @@ from posegen_ray.subjects.wardrobe import Performer, capture_person, people
 from posegen_ray.training import Advance
 
 PREDICT_BATCH = 16
+PREDICT_BLOCK = 8 * PREDICT_BATCH  # images a job: the batches are those of a single job
 
 
 @dataclass(frozen=True)
@@ -146,16 +147,21 @@ class Draw:
 
 @dataclass(frozen=True)
 class Predict:
-    """The pre-trained estimator's answers on some images."""
+    """The pre-trained estimator's answers on some of the images."""
 
     config: RunConfig
     joint_map: Tensor | None
     images: Shared[Tensor]  # [N, 3, S, S] uint8
-    size: int
+    rows: range
 
-    def run(self, advance: Advance) -> Tensor:  # [N, 12, 3]
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    def run(self, advance: Advance) -> Tensor:  # [len(rows), 12, 3]
         estimator = starting_estimator(self.config, self.joint_map)
-        answers = predict(estimator, self.images.get(), PREDICT_BATCH)
+        images = self.images.get()[self.rows.start : self.rows.stop]
+        answers = predict(estimator, images, PREDICT_BATCH)
         advance(self.size)
         return answers
 

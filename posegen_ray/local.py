@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,6 @@ from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Drawer, Folders, LocalRenderer, RenderSource
 from posegen_ray.training import Advance, AdversarialTraining, SampleStream, TrainingResult
 
-Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
 
 
@@ -44,6 +43,9 @@ class Shared(Protocol[Value_co]):
     def get(self) -> Value_co: ...
 
 
+# told a job's number and its result, as soon as it is done
+Keep = Callable[[int, Any], None]
+
 # builds the loop when the backend has made its parts
 MakeLoop = Callable[[SampleStream, Advance], AdversarialTraining]
 
@@ -60,14 +62,23 @@ class Backend(Protocol):
         trace: TracebackType | None,
     ) -> None: ...
 
-    def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
-        """Runs jobs, side by side where it can, with a progress bar; results in order."""
+    def run(
+        self, jobs: Sequence[Job], label: str, unit: str, keep: Keep | None = None
+    ) -> list[Any]:
+        """Runs jobs, side by side where it can, with a progress bar; results in order.
 
-    def share(self, value: Value) -> Shared[Value]:
-        """Makes a value readable by jobs wherever they run."""
+        `keep` gets each result at once, in the order in which jobs finish: what it has written
+        outlives an interruption of the others.
+        """
+
+    def share(self, value: Tensor) -> Shared[Tensor]:
+        """Makes a large tensor readable by jobs wherever they run."""
 
     def renderer(self, folders: Folders) -> RenderSource:
         """Renders these subjects; the same object while the subjects stay the same."""
+
+    def release_renderer(self) -> None:
+        """Gives the renderer's memory back; the next `renderer` starts another."""
 
     def train(
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
@@ -75,14 +86,14 @@ class Backend(Protocol):
         """Runs adversarial training; its checkpoints go under `folder`."""
 
 
-class Held(Generic[Value]):
-    """A `Shared` in this process."""
+@dataclass(frozen=True)
+class Held:
+    """A shared tensor in this process."""
 
-    def __init__(self, value: Value) -> None:
-        self._value = value
+    value: Tensor
 
-    def get(self) -> Value:
-        return self._value
+    def get(self) -> Tensor:
+        return self.value
 
 
 class LocalBackend:
@@ -100,20 +111,30 @@ class LocalBackend:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
+    def run(
+        self, jobs: Sequence[Job], label: str, unit: str, keep: Keep | None = None
+    ) -> list[Any]:
         bar = self._console.bar(label, sum(job.size for job in jobs), unit)
+        results = []
         try:
-            return [job.run(bar.update) for job in jobs]
+            for number, job in enumerate(jobs):
+                results.append(job.run(bar.update))
+                if keep is not None:
+                    keep(number, results[-1])
         finally:
             bar.close()
+        return results
 
-    def share(self, value: Value) -> Shared[Value]:
+    def share(self, value: Tensor) -> Shared[Tensor]:
         return Held(value)
 
     def renderer(self, folders: Folders) -> RenderSource:
         if self._renderer is None or self._renderer[0] != folders:
             self._renderer = (folders, LocalRenderer(self._config, folders))
         return self._renderer[1]
+
+    def release_renderer(self) -> None:
+        self._renderer = None
 
     def train(
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool

@@ -7,6 +7,7 @@ where it stopped and ends with the same numbers. The same for every runtime.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from posegen_ray.body import load_body
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
+from posegen_ray.datasets.kept import KeptSamples
 from posegen_ray.errors import (
     CheckpointError,
     SubjectError,
@@ -30,6 +32,7 @@ from posegen_ray.evaluation.store import (
     RenderSpeed,
 )
 from posegen_ray.jobs import (
+    PREDICT_BLOCK,
     Draw,
     FineTune,
     FitPerson,
@@ -128,13 +131,16 @@ class Run:
             "wild": experiment.test_wild_images,
             "ood": experiment.test_ood_images,
         }
-        parts: dict[str, Samples] = {}
-        with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
-            for name, count in counts.items():
-                parts[name] = self._shoot(name, count)
-        samples = concatenate_samples(list(parts.values()))
-        sets = tuple(name for name, part in parts.items() for _ in range(len(part)))
-        self._note_samples("test", samples)
+        kept = self._scratch / "test"
+        if kept.exists():
+            samples = KeptSamples(str(kept)).get()
+        else:
+            with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
+                parts = [self._shoot(name, count) for name, count in counts.items()]
+            samples = concatenate_samples(parts)
+            self._note_samples("test", samples)
+            KeptSamples.write(samples, kept)
+        sets = tuple(name for name, count in counts.items() for _ in range(count))
         return TestSet(_by_motion(samples), sets, self.backend.share(samples.images))
 
     def _shoot(self, name: str, count: int) -> Samples:
@@ -192,9 +198,18 @@ class Run:
     def baseline(self, tests: TestSet) -> Tensor:
         """The starting estimator's answers on the test images."""
         joint_map = self.joint_map()
-        job = Predict(self.config, joint_map, tests.images, len(tests.samples))
+        count = len(tests.samples)
+        jobs = [
+            Predict(
+                self.config,
+                joint_map,
+                tests.images,
+                range(first, min(first + PREDICT_BLOCK, count)),
+            )
+            for first in range(0, count, PREDICT_BLOCK)
+        ]
         with self.console.phase("evaluate", "testing the starting estimator"):
-            return self.backend.run([job], "testing", "img")[0]  # type: ignore[no-any-return]
+            return torch.cat(self.backend.run(jobs, "testing", "img"))
 
     def training(self, seed: int) -> TrainingResult:
         """Adversarial training of one seed: done, continued, or read back."""
@@ -234,23 +249,89 @@ class Run:
             )
         return TrainingResult.from_state(load_checkpoint(kept))
 
-    def arms(self, seed: int, tests: TestSet) -> dict[str, Tensor]:
-        """Every fine-tuned arm's answers on the test images."""
-        wanted = [arm for arm in self.config.experiment.arms if arm in FINE_TUNED]
-        missing = [arm for arm in wanted if not self._kept(arm, seed).exists()]
+    def draw_arms(self) -> None:
+        """The training images of all arms that are not fine-tuned yet, kept on disk until then."""
+        missing = self._missing()
+        for seed in self.config.experiment.seeds:
+            names = [arm for arm, of in missing if of == seed]
+            wanted = [n for n in ("source_half", *names) if not self._drawn(n, seed).exists()]
+            if names and wanted:
+                self.drawer()
+                with self.console.phase("draw", f"drawing training images (seed {seed})"):
+                    for name in wanted:
+                        self._draw_set(name, seed)
+
+    def _draw_set(self, name: str, seed: int) -> None:
+        """The source half that a seed's arms share, or an arm's own half."""
+        kind = {
+            "source_half": "source",
+            "source_adapted": "source",
+            "random": "random",
+            "posegen": "generated",
+        }[name]
+        total = self.config.experiment.images_per_arm
+        count = total // 2 if name == "source_half" else total - total // 2
+        states: Sequence[dict[str, Tensor]] = ()
+        if kind == "generated":
+            # the later half of training: hard in more than one way, and no longer naive
+            generators = self.trained(seed).generators
+            states = generators[len(generators) // 2 :]
+        stream = "source half" if name == "source_half" else f"{name} half"
+        samples, counts = self.draw(kind, count, Seeds(self.root(seed), stream), states)
+        self._note_samples(f"{name}-{seed}", samples)
+        self._note_counts(f"{name}-{seed}", counts)
+        KeptSamples.write(samples, self._drawn(name, seed))
+
+    def arms(self, tests: TestSet) -> dict[str, list[Tensor]]:
+        """Every fine-tuned arm's answers on the test images, one tensor a seed.
+
+        All that are missing go into one queue; each is kept as soon as it is there.
+        """
+        missing = self._missing()
         if missing:
-            halves = self._training_sets(seed, missing)
             joint_map = self.joint_map()
             jobs = [
-                FineTune(self.config, joint_map, self.root(seed), halves[arm], tests.images)
-                for arm in missing
+                FineTune(
+                    self.config,
+                    joint_map,
+                    self.root(seed),
+                    [
+                        KeptSamples(str(self._drawn(half, seed).absolute()))
+                        for half in ("source_half", arm)
+                    ],
+                    tests.images,
+                )
+                for arm, seed in missing
             ]
-            with self.console.phase("finetune", f"fine-tuning {len(jobs)} arms (seed {seed})"):
-                for arm, (weights, answers) in zip(
-                    missing, self.backend.run(jobs, "fine-tuning", "step"), strict=True
-                ):
-                    save_checkpoint(self._kept(arm, seed), {"weights": weights, "answers": answers})
-        return {arm: load_checkpoint(self._kept(arm, seed))["answers"] for arm in wanted}
+
+            def keep(number: int, result: tuple[dict[str, Tensor], Tensor]) -> None:
+                weights, answers = result
+                save_checkpoint(
+                    self._kept(*missing[number]), {"weights": weights, "answers": answers}
+                )
+                shutil.rmtree(self._drawn(*missing[number]))
+
+            with self.console.phase("finetune", f"fine-tuning {len(jobs)} arms"):
+                self.backend.run(jobs, "fine-tuning", "step", keep)
+        return {
+            arm: [
+                load_checkpoint(self._kept(arm, seed))["answers"]
+                for seed in self.config.experiment.seeds
+            ]
+            for arm in self._fine_tuned()
+        }
+
+    def _fine_tuned(self) -> list[str]:
+        return [arm for arm in self.config.experiment.arms if arm in FINE_TUNED]
+
+    def _missing(self) -> list[tuple[str, int]]:
+        """Arms (and their seeds) that are not fine-tuned yet."""
+        return [
+            (arm, seed)
+            for seed in self.config.experiment.seeds
+            for arm in self._fine_tuned()
+            if not self._kept(arm, seed).exists()
+        ]
 
     def answer_again(self, arm: str, seed: int, tests: TestSet) -> Tensor:
         """A fine-tuned arm's answers, from its weights."""
@@ -261,37 +342,32 @@ class Run:
         with self.console.phase("evaluate", f"testing {arm} (seed {seed})"):
             return predict(estimator, tests.samples.images)
 
-    def _training_sets(self, seed: int, arms: Sequence[str]) -> dict[str, list[Shared[Samples]]]:
-        """Each arm's images: the source half that all share, and a half of its own."""
-        training = self.training(seed) if "posegen" in arms else None
-        half = self.config.experiment.images_per_arm // 2
-        rest = self.config.experiment.images_per_arm - half
-        root = self.root(seed)
-        counts: Counter[str] = Counter()
-        sets: dict[str, list[Shared[Samples]]] = {}
-        with self.console.phase("draw", f"drawing training images (seed {seed})"):
-            common, more = self.draw("source", half, Seeds(root, "source half"))
-            counts.update(more)
-            self._note_samples(f"source_half-{seed}", common)
-            shared = self.backend.share(common)
-            for arm in arms:
-                kind = {"source_adapted": "source", "posegen": "generated"}.get(arm, arm)
-                states: Sequence[dict[str, Tensor]] = ()
-                if training is not None and arm == "posegen":
-                    # the later half of training: hard in more than one way, and no longer naive
-                    states = training.generators[len(training.generators) // 2 :]
-                own, more = self.draw(kind, rest, Seeds(root, f"{arm} half"), states)
-                counts.update(more)
-                self._note_samples(f"{arm}-{seed}", own)
-                sets[arm] = [shared, self.backend.share(own)]
-        self._note_counts(seed, counts)
-        return sets
-
     def speed(self) -> RenderSpeed:
-        """Measured through the run's own renderer."""
-        with self.console.phase("render_speed", "measuring the renderer"):
-            alone, with_gradient = render_speed(self.drawer())
-        return RenderSpeed(alone, with_gradient)
+        """Measured through the run's own renderer, once."""
+        kept = self._scratch / "speed"
+        if not kept.exists():
+            drawer = self.drawer()
+            with self.console.phase("render_speed", "measuring the renderer"):
+                alone, with_gradient = render_speed(drawer)
+            save_checkpoint(kept, {"alone": alone, "with_gradient": with_gradient})
+        state = load_checkpoint(kept)
+        return RenderSpeed(state["alone"], state["with_gradient"])
+
+    def gallery(self) -> Tensor | None:
+        """Some of the images that the first seed's last generator makes."""
+        if "posegen" not in self.config.experiment.arms:
+            return None
+        kept = self._scratch / "gallery"
+        if not kept.exists():
+            states = self.trained(self.config.experiment.seeds[0]).generators[-1:]
+            count = self.config.evaluation.generated
+            samples, _ = self.draw("generated", count, Seeds(0, "gallery"), states)
+            KeptSamples.write(samples, kept)
+        return KeptSamples(str(kept)).get().images
+
+    def tidy(self) -> None:
+        """Removes what only an unfinished run needs."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def candidates(self) -> tuple[int, int, dict[str, int]]:
         """Proposals drawn, valid ones, and rejections by reason, over all seeds and arms."""
@@ -307,15 +383,6 @@ class Run:
             return pd.DataFrame()
         seeds = self.config.experiment.seeds
         return history_table({seed: self.trained(seed) for seed in seeds})
-
-    def gallery(self) -> Tensor | None:
-        """Some of the images that the first seed's last generator makes."""
-        if "posegen" not in self.config.experiment.arms:
-            return None
-        states = self.trained(self.config.experiment.seeds[0]).generators[-1:]
-        count = self.config.evaluation.generated
-        samples, _ = self.draw("generated", count, Seeds(0, "gallery"), states)
-        return samples.images
 
     def settings(self) -> dict[str, str]:
         """What the report shows of the configuration."""
@@ -345,6 +412,13 @@ class Run:
     def _kept(self, name: str, seed: int) -> Path:
         return self.folder / "checkpoint" / f"{name}-{seed}"
 
+    @property
+    def _scratch(self) -> Path:
+        return self.folder / "drawn"
+
+    def _drawn(self, name: str, seed: int) -> Path:
+        return self._scratch / f"{name}-{seed}"
+
     def _note_samples(self, name: str, samples: Samples) -> None:
         """What each image was made from, as a table: the proof of who saw what."""
         folder = self.folder / "samples"
@@ -361,8 +435,8 @@ class Run:
         )
         table.to_parquet(folder / f"{name}.parquet")
 
-    def _note_counts(self, seed: int, counts: Mapping[str, int]) -> None:
-        file = self.folder / "samples" / f"counts-{seed}.json"
+    def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:
+        file = self.folder / "samples" / f"counts-{name}.json"
         file.write_text(json.dumps(dict(counts)), encoding="utf-8")
 
 

@@ -130,19 +130,22 @@ def test_generate_writes_labels_that_project_onto_the_images(finished, tmp_path)
 
 def run_in_background(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "posegen_ray", "demo", *TINY, *arguments],
+        [sys.executable, "-m", "posegen_ray", "demo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # a process group of its own, as a shell gives it
     )
 
 
-def wait_for(path: Path, pattern: str, run: subprocess.Popen[str], seconds: float = 200) -> Path:
+def wait_for(
+    path: Path, pattern: str, run: subprocess.Popen[str], count: int = 1, seconds: float = 200
+) -> None:
+    """Returns once so many files are there."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        found = sorted(path.glob(pattern))
-        if found:
-            return found[0]
+        if len(list(path.glob(pattern))) >= count:
+            return
         if run.poll() is not None:
             break
         time.sleep(0.05)
@@ -150,27 +153,59 @@ def wait_for(path: Path, pattern: str, run: subprocess.Popen[str], seconds: floa
     pytest.fail(f"{pattern} did not appear: {run.communicate()[1][-2000:]}")
 
 
-def test_interrupted_and_resumed_run_equals_an_uninterrupted_one(finished, tmp_path):
-    folder = tmp_path / "tiny"
-    run = run_in_background("runtime=inprocess", f"run_dir={folder}")
-    wait_for(folder, "training/seed_0/checkpoint_*", run)
-    run.send_signal(signal.SIGINT)
+def interrupt(run: subprocess.Popen[str]) -> None:
+    """Ctrl-C: the whole process group gets the signal."""
+    processes = descendants(run.pid)
+    os.killpg(run.pid, signal.SIGINT)
     _, error = run.communicate(timeout=60)
-    assert run.returncode == 130
+    assert run.returncode == 130, error[-2000:]
     assert "resume=" in error
+    assert "Traceback" not in error
+    end = time.monotonic() + 20
+    while (left := [pid for pid in processes if alive(pid)]) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not left, "processes outlived the run"
+
+
+def test_run_interrupted_in_training_and_in_fine_tuning_equals_an_uninterrupted_one(
+    finished, tmp_path
+):
+    folder = tmp_path / "tiny"
+    run = run_in_background(*TINY, "runtime=inprocess", f"run_dir={folder}")
+    wait_for(folder, "training/seed_0/checkpoint_*", run)
+    interrupt(run)
+    run = run_in_background(f"resume={folder}", "runtime=inprocess")
+    wait_for(folder, "checkpoint/source_adapted-0", run)
+    interrupt(run)
+    kept = sorted((folder / "checkpoint").glob("*"))
+    written = [file.stat().st_mtime_ns for file in kept]
+    assert len(kept) < 5, "all was done before the interruption"
     assert not (folder / "summary.json").exists()
     assert main(["demo", f"resume={folder}", "runtime=inprocess"]) == 0
+    assert [file.stat().st_mtime_ns for file in kept] == written  # nothing was done twice
+    assert not (folder / "drawn").exists()
     assert_same_answers(folder, finished)
+    assert (
+        json.loads((folder / "summary.json").read_text())["samples"]
+        == (json.loads((finished / "summary.json").read_text())["samples"])
+    )
 
 
-def test_ray_run_with_a_killed_render_server_equals_one_process(finished, tmp_path):
+def test_ray_run_interrupted_and_robbed_of_its_processes_equals_one_process(finished, tmp_path):
+    """Ctrl-C in training; then, in the resumed run, a render server and the train worker die."""
     folder = tmp_path / "tiny"
-    run = run_in_background(f"run_dir={folder}")
-    wait_for(folder, "training/seed_0", run)
-    victim = find_process("RenderServer", run.pid)
-    os.kill(victim, signal.SIGKILL)
+    events = "tensorboard/seed_0/events.*"  # a train worker writes one as it begins
+    two = "runtime.job_workers=2"  # every further one takes its time to begin
+    run = run_in_background(*TINY, two, f"run_dir={folder}")
+    wait_for(folder, "training/seed_0/checkpoint_*", run)
+    interrupt(run)
+    run = run_in_background(f"resume={folder}", two)
+    wait_for(folder, events, run, count=2)
+    for name in ("RenderServer", "RayTrainWorker"):
+        os.kill(find_process(name, run.pid), signal.SIGKILL)
     _, error = run.communicate(timeout=280)
     assert run.returncode == 0, error[-2000:]
+    assert len(list(folder.glob(events))) == 3, "training did not go on in another process"
     assert_same_answers(folder, finished)
 
 
@@ -178,21 +213,32 @@ def find_process(name: str, ancestor: int) -> int:
     """The pid of a Ray actor that belongs to this driver's cluster."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        for process in Path("/proc").glob("[0-9]*"):
+        for pid in descendants(ancestor):
             try:
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-                if name in command and descends(int(process.name), ancestor):
-                    return int(process.name)
-            except (OSError, ValueError):
+                command = (Path("/proc") / str(pid) / "cmdline").read_bytes()
+            except OSError:
                 continue
+            if name in command.decode(errors="replace"):
+                return pid
         time.sleep(0.2)
     pytest.fail(f"no process {name}")
 
 
-def descends(pid: int, ancestor: int) -> bool:
-    while pid > 1:
-        if pid == ancestor:
-            return True
-        fields = (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
-        pid = int(fields[1])
-    return False
+def descendants(ancestor: int) -> list[int]:
+    found = [ancestor]
+    for parent in found:
+        for file in (Path("/proc") / str(parent) / "task").glob("*/children"):
+            try:
+                found += map(int, file.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and waits to be reaped does not."""
+    try:
+        stat = (Path("/proc") / str(pid) / "stat").read_text()
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"

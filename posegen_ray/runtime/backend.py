@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -10,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import ray
 import torch
@@ -19,10 +21,10 @@ from torch import Tensor
 
 from posegen_ray.config import RunConfig, StreamConfig
 from posegen_ray.console import Console
+from posegen_ray.errors import ResourceError
 from posegen_ray.jobs import training_people
-from posegen_ray.local import Job, MakeLoop, Shared, stream_plan
+from posegen_ray.local import Job, Keep, MakeLoop, Shared, stream_plan
 from posegen_ray.records import Samples
-from posegen_ray.runtime.columns import from_columns, to_columns
 from posegen_ray.runtime.generator_store import GeneratorStore
 from posegen_ray.runtime.placement import plan
 from posegen_ray.runtime.render_pool import RenderPool, start_pool
@@ -31,8 +33,6 @@ from posegen_ray.runtime.stream import sample_stream
 from posegen_ray.runtime.train import fit_with_ray
 from posegen_ray.studio import Drawer, Folders, RenderSource
 from posegen_ray.training import TrainingResult
-
-Value = TypeVar("Value")
 
 _POLL_S = 0.3
 
@@ -48,6 +48,7 @@ class RayBackend:
         self._pool: tuple[Folders, RenderPool] | None = None
 
     def __enter__(self) -> RayBackend:
+        torch.set_num_threads(self._config.runtime.threads)
         self._console.say("starting Ray …")
         self._session.__enter__()
         try:
@@ -72,29 +73,42 @@ class RayBackend:
     ) -> None:
         self._session.__exit__(kind, error, trace)
 
-    def run(self, jobs: Sequence[Job], label: str, unit: str) -> list[Any]:
+    def run(
+        self, jobs: Sequence[Job], label: str, unit: str, keep: Keep | None = None
+    ) -> list[Any]:
+        results: list[Any] = [None] * len(jobs)
         with self._bar(label, sum(job.size for job in jobs), unit) as advance:
             # long-lived workers: a task's process might be a new one each time, and importing
             # torch and building a studio takes longer than most jobs
             pool = ActorPool(self._workers)
+            finished = pool.map_unordered(
+                lambda worker, item: worker.run.remote(*item, advance), list(enumerate(jobs))
+            )
             try:
-                return list(
-                    pool.map(lambda worker, job: worker.run.remote(job, advance), list(jobs))
-                )
+                for number, result in finished:
+                    results[number] = result
+                    if keep is not None:
+                        keep(number, result)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
+            except ray.exceptions.RayError as error:
+                raise ResourceError(
+                    f"A job worker was lost again and again during {label}: "
+                    f"{str(error).strip().splitlines()[-1]}",
+                    "If memory ran out, lower runtime.job_workers; then go on with "
+                    "resume=<run folder>.",
+                ) from error
+        for worker in self._workers:
+            worker.rest.remote()
+        _give_memory_back()
+        return results
 
-    def share(self, value: Value) -> Shared[Value]:
-        if isinstance(value, Samples):
-            return _InStore(ray.put(to_columns(value)), True)
-        if isinstance(value, Tensor):
-            return _InStore(ray.put({"tensor": value.numpy()}), False)
-        return _InStore(ray.put(value), False)
+    def share(self, value: Tensor) -> Shared[Tensor]:
+        return _InStore(ray.put(value.numpy()))
 
     def renderer(self, folders: Folders) -> RenderSource:
         if self._pool is None or self._pool[0] != folders:
-            if self._pool is not None:
-                self._pool[1].close()
+            self.release_renderer()
             paths = {name: Path(folder) for name, folder in folders}
             config = self._config
             with self._console.phase("servers", f"starting render servers for {len(paths)} people"):
@@ -103,6 +117,11 @@ class RayBackend:
                 )
             self._pool = (folders, pool)
         return self._pool[1]
+
+    def release_renderer(self) -> None:
+        if self._pool is not None:
+            self._pool[1].close()
+            self._pool = None
 
     def train(
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
@@ -144,35 +163,37 @@ class RayStream:
         return sample_stream(batches, self.drawer, self.store, stream)
 
 
-class _InStore(Generic[Value]):
-    """A value in the object store; large arrays are read without a copy."""
+@dataclass(frozen=True)
+class _InStore:
+    """A tensor in the object store, read without a copy."""
 
-    def __init__(self, reference: Any, samples: bool) -> None:
-        self._reference = reference
-        self._samples = samples
+    reference: Any
 
-    def get(self) -> Value:
-        value: Any = ray.get(self._reference)
-        if self._samples:
-            value = from_columns(value)
-        elif isinstance(value, dict) and set(value) == {"tensor"}:
-            value = _readable(value["tensor"])
-        return value
-
-
-def _readable(array: Any) -> Any:
-    with warnings.catch_warnings():  # the store's arrays are read-only, and are only read
-        warnings.simplefilter("ignore")
-        return torch.from_numpy(array)
+    def get(self) -> Tensor:
+        array = ray.get(self.reference)
+        with warnings.catch_warnings():  # the store's arrays are read-only, and are only read
+            warnings.simplefilter("ignore")
+            return torch.from_numpy(array)
 
 
 @ray.remote(max_restarts=-1, max_task_retries=3)
 class _JobWorker:
     """Runs any job; a job asks for nothing but itself, so a lost one is simply done again."""
 
-    def run(self, job: Job, advance: _Advance) -> Any:
+    def run(self, number: int, job: Job, advance: _Advance) -> tuple[int, Any]:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        return job.run(advance)
+        return number, job.run(advance)
+
+    def rest(self) -> None:
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """Returns freed memory to the system: glibc would keep hundreds of MB for its process alone."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @ray.remote

@@ -126,7 +126,7 @@ def worker_environment(config: RuntimeConfig) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": "1",  # as in cli.py
         "WARP_CACHE_PATH": os.environ.get("WARP_CACHE_PATH", str(cache / "warp")),
         **inherited,
     }

@@ -5,7 +5,9 @@ Knows nothing about what is trained; the loop sees a `TrainContext` and cannot t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,13 +147,31 @@ def fit_with_ray(
         ),
     )
     try:
-        result = trainer.fit()
+        result = _beside_main_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise _explained(error, config) from error
     if isinstance(result.return_value, _Refusal):
         raise result.return_value.error
     checkpoint = result.checkpoint.path if result.checkpoint else ""
     return FitResult(result.return_value, dict(result.metrics or {}), checkpoint)
+
+
+def _beside_main_thread(work: Callable[[], Any]) -> Any:
+    """Does the work in a thread of its own and waits for it.
+
+    In the main thread Ray Train would take Ctrl-C for itself, for good: it would end the program as
+    if all were well, and no later phase could be interrupted at all.
+    """
+    outcome: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 @dataclass(frozen=True)
