@@ -287,7 +287,9 @@ class CameraRangeConfig:
     of a 1.8 m person at the target's depth as a fraction of the frame; it sets the focal length.
     """
 
-    elevation_low: float = -5.0
+    elevation_low: float = (
+        -45.0
+    )  # below the body, as seen of bodies that lie or stand on their head
     elevation_high: float = 80.0
     roll: float = 15.0  # +- this much
     distance_low: float = 2.2
@@ -327,14 +329,15 @@ class GeneratorConfig:
     noise: int = 32
     hidden: int = 256
     layers: int = 3
-    residual_degrees: float = 15.0  # residual mode: no joint turns by more about any axis
+    residual_degrees: float = 45.0  # residual mode: no joint turns by more about any axis
+    residual_spread: float = 2.0  # nor by more than so many standard deviations of its real motion
     residual_prior: float = 0.6  # spread of the turns before learning, as a share of that bound
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
-    recombine: float = 0.25  # residual mode: share of poses with arms or legs of another real pose
+    recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
-    camera_shift: float = 2.0  # how far the camera may move from its prior, in logits
+    camera_shift: float = 1.0  # how far the camera may move from its prior, in logits
     candidates: int = 8  # of which the one is kept that the critic expects to be paid for; 1: off
-    temperature: float = 0.1  # of that choice, in payments; large: at random
+    temperature: float = 0.3  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
 
     def __post_init__(self) -> None:
@@ -349,9 +352,11 @@ class GeneratorConfig:
             "The defaults are 32, 256 and 3.",
         )
         require(
-            0 < self.residual_degrees < 90 and self.residual_prior >= 0 <= self.residual_shift,
-            "generator residual_degrees must lie in (0, 90), residual_prior and _shift be >= 0.",
-            "The defaults are 15, 0.6 and 0.15.",
+            0 < self.residual_degrees < 90
+            and min(self.residual_spread, self.residual_prior, self.residual_shift) >= 0,
+            "generator residual_degrees must lie in (0, 90), residual_spread, _prior and _shift "
+            "be >= 0.",
+            "The defaults are 45, 2, 0.6 and 0.15.",
         )
         require(
             self.candidates >= 1 and self.temperature > 0,
@@ -457,7 +462,8 @@ class ValidityConfig:
     frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
     visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
     camera_clearance: float = 0.3  # between the camera and any bone's surface
-    camera_height: float = 0.1  # above the ground
+    above_ground: bool = False  # training images have no ground; test cameras always stand on one
+    camera_height: float = 0.1  # above the ground, where there is one
 
     def __post_init__(self) -> None:
         require(

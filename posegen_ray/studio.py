@@ -12,7 +12,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -129,7 +129,8 @@ class Studio:
 
     def random_sampler(self) -> RandomSampler:
         """Broad random poses and cameras, in the generator's ranges."""
-        return RandomSampler(self.source, self.config.generator.camera, len(self.folders))
+        settings = self.config.generator
+        return RandomSampler(self.source, settings.camera, len(self.folders), settings.recombine)
 
 
 def studio_of(config: RunConfig, folders: Folders) -> Studio:
@@ -314,11 +315,9 @@ def models_of(config: RunConfig, split: str) -> Models:
             "val": {"validation": studio.splits.validation},
         }[split]
         banks = {name: PoseBank.from_clips(part) for name, part in clips.items()}
+        grounded = replace(config.validity, above_ground=True)
         sets = {
-            name: (
-                bank,
-                ValidityChecker(config.validity, studio.body, shapes, bank.poses.rotations),
-            )
+            name: (bank, ValidityChecker(grounded, studio.body, shapes, bank.poses.rotations))
             for name, bank in banks.items()
         }
         meshes = tuple(dress(person, studio.body) for person in cast)

@@ -15,6 +15,7 @@ from posegen_ray.body.rotation import from_6d, from_axis_angle, to_6d
 from posegen_ray.body.skeleton import NUM_JOINTS
 from posegen_ray.config import GeneratorConfig
 from posegen_ray.generation.critic import Critic, features
+from posegen_ray.generation.limits import JointLimits
 from posegen_ray.generation.proposal import (
     CAMERA_CHANNELS,
     GENERATED,
@@ -33,7 +34,7 @@ class Latent:
 
     noise: Tensor  # [B, Z] standard normal
     unit: Tensor  # [B, 7] uniform: the camera's prior
-    turn: Tensor  # [B, 24, 3] standard normal: the pose residual's prior
+    turn: Tensor  # [B, 24, 3] standard normal, smaller at joint limits: the residual's prior
     base: PoseBatch  # [B] real poses (only their orientation and place matter in noise mode)
     subject: Tensor  # [B] uniform: which subject
 
@@ -70,8 +71,9 @@ class Generator(nn.Module):
     bounded shift in logits: an untrained generator shows the prior, and no camera leaves its range.
 
     Residual mode treats poses alike: a real pose (some have limbs of another), whose joints turn
-    by small random angles, moved by a learned shift, never beyond `residual_degrees` or the
-    joint's own spread in the real poses. Noise mode makes 6D rotations from noise alone.
+    by random angles, moved by a learned shift, never beyond `residual_degrees` or
+    `residual_spread` standard deviations of the joint's real motion. Noise mode makes 6D
+    rotations from noise alone.
 
     Of several candidates, the critic chooses the one to keep (at random until it has learned).
 
@@ -86,8 +88,10 @@ class Generator(nn.Module):
         self.config = config
         self.bank = bank
         self.num_subjects = num_subjects
+        self.limits = JointLimits.anatomical().widened(bank.poses.rotations, 0.0)
         self.bound: Tensor  # [24, 3] radians
-        bound = bank.spread().clamp_max(math.radians(config.residual_degrees))
+        bound = config.residual_spread * bank.spread()
+        bound = bound.clamp_max(math.radians(config.residual_degrees))
         bound[0] = bound[0].clamp_max(math.radians(config.residual_degrees) / 3)
         self.register_buffer("bound", bound)
         inputs = config.noise + CAMERA_CHANNELS + 1
@@ -134,12 +138,13 @@ class Generator(nn.Module):
     def draw_prior(self, count: int, rng: torch.Generator) -> Latent:
         """Latents without a choice."""
         base = self.bank.poses[self.bank.draw(count, rng)]
-        donors = self.bank.poses.rotations[self.bank.draw(count, rng)]
-        rotations = recombine(base.rotations, donors, self.config.recombine, rng)
+        rotations = recombine(base.rotations, self.bank, self.config.recombine, rng)
+        turn = torch.randn(count, NUM_JOINTS, 3, generator=rng)
+        made = torch.tanh(self.config.residual_prior * turn) * self.bound.cpu()
         return Latent(
             torch.randn(count, self.config.noise, generator=rng),
             torch.rand(count, CAMERA_CHANNELS, generator=rng),
-            torch.randn(count, NUM_JOINTS, 3, generator=rng),
+            turn * self.limits.share_within(rotations, made)[..., None],
             PoseBatch(rotations, base.translation),
             torch.rand(count, generator=rng),
         )

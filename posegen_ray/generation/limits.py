@@ -12,6 +12,7 @@ import roma
 import torch
 from torch import Tensor
 
+from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT, JOINT_NAMES, NUM_JOINTS
 
 # The axis along which each bone leaves its joint in the T-pose: the twist axis.
@@ -102,3 +103,17 @@ class JointLimits:
         angles = swing_twist_angles(rotations)
         low, high = self.low.to(angles), self.high.to(angles)
         return (angles - high).clamp_min(0) + (low - angles).clamp_min(0)
+
+    def share_within(
+        self,
+        rotations: Tensor,  # [B, 24, 3, 3] inside the bounds
+        turn: Tensor,  # [B, 24, 3] radians, axis-angle
+        halvings: int = 3,
+    ) -> Tensor:  # [B, 24] in [0, 1]
+        """How much of each turn can be made inside the bounds: all, a half, a quarter, ... none."""
+        share = torch.ones_like(turn[..., 0])
+        for attempt in range(halvings + 1):
+            turned = rotations @ from_axis_angle(share[..., None] * turn)
+            outside = (self.excess(turned) > 0).any(-1)
+            share = torch.where(outside, share / 2 if attempt < halvings else 0 * share, share)
+        return share

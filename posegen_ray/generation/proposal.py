@@ -19,6 +19,7 @@ from posegen_ray.body.rotation import from_axis_angle, to_axis_angle
 from posegen_ray.body.skeleton import JOINT, NUM_JOINTS, PARENTS
 from posegen_ray.config import CameraRangeConfig
 from posegen_ray.errors import DataError
+from posegen_ray.generation.limits import JointLimits
 from posegen_ray.motion.clips import Clip
 from posegen_ray.records import PoseBatch
 
@@ -241,9 +242,9 @@ class RandomSampler(RealPoseSampler):
     """Broad and blind: recombined and perturbed real poses, from any camera of the range.
 
     Args:
-        recombine: share of poses that get the arms or the legs of another real frame.
+        recombine: share of poses that get limbs of other real frames.
         noise_degrees: standard deviation of each joint's random turn, but no more than that of
-            the joint's own motion; validity rejects what passes the joint limits.
+            the joint's own motion. Turns that would pass the joint's limits are made smaller.
     """
 
     def __init__(
@@ -251,18 +252,19 @@ class RandomSampler(RealPoseSampler):
         bank: PoseBank,
         camera: CameraRangeConfig,
         num_subjects: int,
-        recombine: float = 0.5,
-        noise_degrees: float = 12.0,
+        recombine: float = 0.75,
+        noise_degrees: float = 22.0,
     ) -> None:
         super().__init__(bank, camera, num_subjects)
         self.recombine = recombine
         self.scale = bank.spread().clamp_max(math.radians(noise_degrees))  # [24, 3]
+        self.limits = JointLimits.anatomical().widened(bank.poses.rotations, 0.0)
 
     def change(self, poses: PoseBatch, rng: torch.Generator) -> PoseBatch:
         count = len(poses)
-        donors = self.bank.poses.rotations[self.bank.draw(count, rng)]
-        rotations = recombine(poses.rotations, donors, self.recombine, rng)
+        rotations = recombine(poses.rotations, self.bank, self.recombine, rng)
         turn = torch.randn(count, NUM_JOINTS, 3, generator=rng) * self.scale
+        turn = turn * self.limits.share_within(rotations, turn)[..., None]
         return PoseBatch(rotations @ from_axis_angle(turn), poses.translation)
 
 
@@ -275,20 +277,27 @@ def descendants(name: str) -> tuple[int, ...]:
     return tuple(sorted(inside))
 
 
-ARMS = descendants("left_collar") + descendants("right_collar")
-LEGS = descendants("left_hip") + descendants("right_hip")
+LIMBS = tuple(
+    descendants(name) for name in ("left_collar", "right_collar", "left_hip", "right_hip")
+)
 
 
 def recombine(
     rotations: Tensor,  # [B, 24, 3, 3]
-    donors: Tensor,  # [B, 24, 3, 3]
+    bank: PoseBank,
     share: float,
     rng: torch.Generator,
 ) -> Tensor:  # [B, 24, 3, 3]
-    """Gives that share of the poses the arms, or else the legs, of their donors."""
-    chosen = torch.rand(len(rotations), generator=rng) < share
-    arms = torch.rand(len(rotations), generator=rng) < 0.5
-    mask = torch.zeros(len(rotations), NUM_JOINTS, dtype=torch.bool)
-    mask[:, list(ARMS)] |= (chosen & arms)[:, None]
-    mask[:, list(LEGS)] |= (chosen & ~arms)[:, None]
-    return torch.where(mask[..., None, None].to(rotations.device), donors, rotations)
+    """That share of the poses takes each of its limbs, by the toss of a coin, from a real pose.
+
+    Each limb comes from another pose, so that arms and legs meet as no clip shows them.
+    """
+    count = len(rotations)
+    chosen = torch.rand(count, generator=rng) < share
+    for limb in LIMBS:
+        donors = bank.poses.rotations[bank.draw(count, rng)]
+        taken = chosen & (torch.rand(count, generator=rng) < 0.5)
+        mask = torch.zeros(count, NUM_JOINTS, dtype=torch.bool)
+        mask[:, list(limb)] = taken[:, None]
+        rotations = torch.where(mask[..., None, None].to(rotations.device), donors, rotations)
+    return rotations

@@ -51,7 +51,7 @@ class Validity:
     self_penetration: Tensor  # [B]
     in_frame: Tensor  # [B]
     visible: Tensor  # [B]
-    camera: Tensor  # [B] outside the body and above the ground
+    camera: Tensor  # [B] outside the body, and above the ground where there is one
 
     @property
     def valid(self) -> Tensor:  # [B]
@@ -123,14 +123,16 @@ class ValidityChecker:
         radii = self.radii.to(start)[proposal.subjects]
         overlap = self._overlap(start, end, radii) - self.allowed.to(start)
         centre = -(frame.rotation.transpose(-1, -2) @ frame.translation[..., None])[..., 0]
-        ground = posed.joints[..., 1].amin(1).clamp_max(0.1)
+        clear = (_distance_to(centre, start, end) - radii > config.camera_clearance).all(1)
+        if config.above_ground:
+            ground = posed.joints[..., 1].amin(1).clamp_max(0.1)
+            clear = clear & (centre[:, 1] > ground + config.camera_height)
         return Validity(
             joint_limits=(self.limits.excess(proposal.poses.rotations) <= 1e-4).all(2).all(1),
             self_penetration=(overlap <= config.penetration).all(1),
             in_frame=_in_frame(frame, torch.cat([posed.joints, end], 1), config.frame_margin),
             visible=_visible(centre, posed.joints, start, end, radii) >= config.visible_joints,
-            camera=(_distance_to(centre, start, end) - radii > config.camera_clearance).all(1)
-            & (centre[:, 1] > ground + config.camera_height),
+            camera=clear,
         )
 
     def _overlap(self, start: Tensor, end: Tensor, radii: Tensor) -> Tensor:  # [B, P] metres

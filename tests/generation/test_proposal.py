@@ -8,7 +8,9 @@ from posegen_ray.body.camera import project, to_camera
 from posegen_ray.body.rotation import about_axis
 from posegen_ray.config import CameraRangeConfig
 from posegen_ray.errors import ConfigError, DataError
+from posegen_ray.generation.limits import JointLimits
 from posegen_ray.generation.proposal import (
+    LIMBS,
     PoseBank,
     Proposal,
     RandomSampler,
@@ -16,6 +18,7 @@ from posegen_ray.generation.proposal import (
     SourceSampler,
     concatenate_proposals,
     facing,
+    recombine,
     scene_camera,
     view_from_unit,
     wrap,
@@ -110,6 +113,29 @@ def test_random_poses_do_not_move_what_capture_leaves_still() -> None:
     proposal, _ = RandomSampler(bank, CameraRangeConfig(), 1)(32, seeded(0))
     still = proposal.poses.rotations[:, 22]  # the hands never move in the bank
     torch.testing.assert_close(still, torch.eye(3).expand(32, 3, 3), atol=1e-5, rtol=0)
+
+
+def test_recombination_swaps_whole_limbs_of_its_share_of_poses() -> None:
+    bank = small_bank()
+    rotations = torch.zeros(2000, 24, 3, 3)  # no pose of the bank: what is swapped shows
+    mixed = recombine(rotations, bank, 0.8, seeded(0))
+    swapped = (mixed != 0).flatten(2).any(2)
+    for limb in LIMBS:
+        assert (swapped[:, limb].all(1) == swapped[:, limb].any(1)).all()
+        assert abs(float(swapped[:, limb[0]].float().mean()) - 0.4) < 0.04
+    trunk = [joint for joint in range(24) if not any(joint in limb for limb in LIMBS)]
+    assert not swapped[:, trunk].any()
+    assert not torch.equal(mixed, recombine(rotations, bank, 0.8, seeded(1)))
+
+
+@pytest.mark.parametrize("degrees", [20.0, 60.0])
+def test_random_turns_stay_inside_the_joint_limits(degrees: float) -> None:
+    bank = small_bank()
+    sampler = RandomSampler(bank, CameraRangeConfig(), 1, noise_degrees=degrees)
+    sampler.scale = torch.full((24, 3), math.radians(degrees))  # far beyond what the bank does
+    proposal, _ = sampler(64, seeded(0))
+    limits = JointLimits.anatomical().widened(bank.poses.rotations, 0.0)
+    assert limits.excess(proposal.poses.rotations).max() < 1e-4
 
 
 def test_concatenating_slices_gives_the_batch_back() -> None:

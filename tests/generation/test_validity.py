@@ -101,7 +101,10 @@ def test_bodies_outside_the_frame_and_cameras_at_bad_places_are_rejected() -> No
         view.focal,
         view.framing,
     )
-    assert not check(Proposal(good.poses, low, good.subjects)).camera.any()
+    on_the_ground = ValidityConfig(above_ground=True)
+    assert not check(Proposal(good.poses, low, good.subjects), on_the_ground).camera.any()
+    assert check(good, on_the_ground).camera.all()
+    assert check(Proposal(good.poses, low, good.subjects)).camera.all()  # training has no ground
 
 
 def test_proposals_that_are_not_finite_are_invalid() -> None:
