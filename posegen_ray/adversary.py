@@ -122,7 +122,7 @@ class Adversary:
         self.generator_optimizer = torch.optim.Adam(
             generator.own_parameters(), lr=feedback.learning_rate, betas=(0.5, 0.99)
         )
-        self.memory = CriticMemory(feedback.critic_memory)
+        self.memory = CriticMemory(feedback.critic_memory, generator.num_subjects)
         self.critic_optimizer = torch.optim.Adam(
             generator.critic.parameters(), lr=feedback.critic_learning_rate
         )
@@ -226,7 +226,7 @@ class Adversary:
         expected = payment.new_zeros(())
         if config.weight > 0 and config.critic > 0:
             wide = self.generator(self.generator.draw_prior(config.critic_batch, rng))
-            expected = self.generator.critic(features(wide.proposal)).mean()
+            expected = self.generator.expected_payment(wide.proposal).mean()
         rotations = proposal.poses.rotations
         terms = {
             "realism": losses.realism_loss(self.discriminator(rotations)),
@@ -297,7 +297,7 @@ class Adversary:
 
     @torch.no_grad()
     def _remember(self, proposal: Proposal, rows: list[int], payments: Tensor) -> None:
-        inputs = features(proposal)
+        inputs = features(proposal, self.generator.num_subjects)
         paid = torch.full((len(proposal),), self.feedback.invalid_payment).to(inputs)
         paid[rows] = payments.detach().to(inputs)
         self.memory.add(inputs, paid)

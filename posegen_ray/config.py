@@ -287,9 +287,7 @@ class CameraRangeConfig:
     of a 1.8 m person at the target's depth as a fraction of the frame; it sets the focal length.
     """
 
-    elevation_low: float = (
-        -45.0
-    )  # below the body, as seen of bodies that lie or stand on their head
+    elevation_low: float = -45.0  # from below: bodies that lie or stand on their head
     elevation_high: float = 80.0
     roll: float = 15.0  # +- this much
     distance_low: float = 2.2
@@ -336,8 +334,8 @@ class GeneratorConfig:
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 1.0  # how far the camera may move from its prior, in logits
-    candidates: int = 8  # of which the one is kept that the critic expects to be paid for; 1: off
-    temperature: float = 0.3  # of that choice, in payments; large: at random
+    candidates: int = 32  # of which the one is kept that the critic expects to be paid for; 1: off
+    temperature: float = 0.1  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
 
     def __post_init__(self) -> None:
@@ -416,7 +414,7 @@ class FeedbackConfig:
     critic_updates: int = 8  # of the critic, a step
     critic_memory: int = 2048  # latest payments that it learns from
     critic_learning_rate: float = 1e-3
-    invalid_payment: float = -0.5  # what the critic expects for proposals that are rejected
+    invalid_payment: float = -1.0  # what the critic expects for proposals that are rejected
     diversity: float = 0.5  # weight of mode seeking
     camera_prior: float = 0.02  # weight of the camera's distance from its prior
     camera_entropy: float = 0.1  # weight of the floor on the camera's spread

@@ -9,57 +9,83 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
-from posegen_ray.body.rotation import to_6d
-from posegen_ray.body.skeleton import NUM_JOINTS
-from posegen_ray.generation.proposal import FRAME_SIZE, PERSON_HEIGHT, Proposal, facing
+from posegen_ray.body.model import forward_kinematics
+from posegen_ray.body.skeleton import JOINT, JOINT_NAMES, LIMB_JOINTS
+from posegen_ray.generation.proposal import Proposal, scene_camera
 
-_FEATURES = (NUM_JOINTS - 1) * 6 + 3 + 3 + 5
+# T-pose of an average adult, metres: what is hard to see depends little on a person's proportions
+_ADULT: dict[str, tuple[float, float, float]] = {
+    "pelvis": (0.0, 0.95, 0.0),
+    "hip": (0.09, 0.88, 0.0),
+    "knee": (0.10, 0.49, 0.0),
+    "ankle": (0.10, 0.09, -0.02),
+    "foot": (0.11, 0.03, 0.10),
+    "spine1": (0.0, 1.06, 0.0),
+    "spine2": (0.0, 1.18, 0.0),
+    "spine3": (0.0, 1.27, 0.0),
+    "neck": (0.0, 1.46, 0.0),
+    "head": (0.0, 1.55, 0.02),
+    "collar": (0.06, 1.38, 0.0),
+    "shoulder": (0.18, 1.40, -0.02),
+    "elbow": (0.44, 1.40, -0.03),
+    "wrist": (0.69, 1.40, -0.02),
+    "hand": (0.77, 1.40, -0.02),
+}
+
+
+def feature_count(num_subjects: int) -> int:
+    """How many numbers `features` gives for each proposal."""
+    return 3 * len(LIMB_JOINTS) + 3 + 1 + num_subjects
+
+
+def _adult_joints() -> Tensor:  # [24, 3]
+    rows = []
+    for name in JOINT_NAMES:
+        x, y, z = _ADULT[name.removeprefix("left_").removeprefix("right_")]
+        rows.append((-x if name.startswith("right_") else x, y, z))
+    return torch.tensor(rows)
 
 
 def features(
     proposal: Proposal,
-) -> Tensor:  # [B, F]
-    """Pose relative to gravity, and view relative to the body. Differentiable in both.
+    num_subjects: int,
+) -> Tensor:  # [B, feature_count(num_subjects)]
+    """What an estimator is shown: limb joints about the mid-hip in camera axes, the picture turned
+    so that the trunk points up; which way gravity pulls; the distance; who it is. Differentiable in
+    pose and view.
 
-    The direction to the camera and the up axis are given in the pelvis' frame, so that nothing
-    jumps where a heading or an azimuth wraps.
+    From joint rotations a network would first have to learn kinematics and projection.
     """
-    rotations, view = proposal.poses.rotations, proposal.view
-    flat = view.elevation.cos()
-    toward = torch.stack(
-        [view.azimuth.sin() * flat, view.elevation.sin(), view.azimuth.cos() * flat], 1
-    )
-    toward = (rotations[:, 0].transpose(-1, -2) @ toward[..., None])[..., 0]
-    heading = facing(rotations).detach()
-    fill = view.focal * PERSON_HEIGHT / (FRAME_SIZE * view.distance)
-    return torch.cat(
-        [
-            to_6d(rotations[:, 1:]).flatten(1),
-            rotations[:, 0, 1, :],
-            toward,
-            torch.stack(
-                [
-                    (view.azimuth - heading).cos(),
-                    (view.azimuth - heading).sin(),
-                    view.elevation,
-                    view.distance / 4 - 1,
-                    4 * fill - 2,
-                ],
-                1,
-            ),
-        ],
-        1,
-    )
+    rotations = proposal.poses.rotations
+    rest = _adult_joints().to(rotations).expand(len(proposal), -1, -1)
+    joints, _ = forward_kinematics(rotations, rest)
+    hips = joints[:, [JOINT["left_hip"], JOINT["right_hip"]]].mean(1)
+    camera = scene_camera(proposal.view, hips)
+    shoulders = joints[:, [JOINT["left_shoulder"], JOINT["right_shoulder"]]].mean(1)
+    limbs = joints[:, list(LIMB_JOINTS)] - hips[:, None]
+    gravity = torch.zeros_like(hips)
+    gravity[:, 1] = -1.0
+    seen = torch.cat([limbs, (shoulders - hips)[:, None], gravity[:, None]], 1)
+    seen = seen @ camera.rotation.transpose(-1, -2)  # x right, y down, z away
+    down = -seen[:, -2, :2]
+    down = down / (down.square().sum(-1, keepdim=True) + 1e-3).sqrt()
+    across = torch.stack([down[:, 1], -down[:, 0]], 1)
+    turned = (seen[..., None, :2] * torch.stack([across, down], 1)[:, None]).sum(-1)
+    seen = torch.cat([turned, seen[..., 2:]], -1)
+    distance = proposal.view.distance[:, None] / 4 - 1
+    who = one_hot(proposal.subjects, num_subjects).to(seen)
+    return torch.cat([2 * seen[:, :-2].flatten(1), seen[:, -1], distance, who], 1)
 
 
 class Critic(nn.Module):
     """A small regression network; answers 0 until it is trained."""
 
-    def __init__(self, hidden: int = 128) -> None:
+    def __init__(self, num_subjects: int, hidden: int = 128) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(_FEATURES, hidden),
+            nn.Linear(feature_count(num_subjects), hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
@@ -81,9 +107,9 @@ class Critic(nn.Module):
 class CriticMemory:
     """The latest payments and what they were paid for. Its state dict restores it exactly."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, num_subjects: int) -> None:
         self.size = size
-        self.inputs = torch.zeros(0, _FEATURES)
+        self.inputs = torch.zeros(0, feature_count(num_subjects))
         self.payments = torch.zeros(0)
 
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ Knows nothing about rendering or estimators. B is the batch. Differentiable in i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class Generator(nn.Module):
         self.pose_head = nn.Linear(inputs, NUM_JOINTS * (3 if config.mode == "residual" else 6))
         self.camera_head = nn.Linear(inputs, CAMERA_CHANNELS)
         self.subject_logits = nn.Parameter(torch.zeros(num_subjects))
-        self.critic = Critic()
+        self.critic = Critic(num_subjects)
         for head in (self.pose_head, self.camera_head):
             nn.init.normal_(head.weight, std=1e-3)
             nn.init.zeros_(head.bias)
@@ -115,6 +115,11 @@ class Generator(nn.Module):
             mean = from_6d(to_6d(bank.poses.rotations).mean(0))
             with torch.no_grad():
                 self.pose_head.bias.copy_(to_6d(mean).flatten())
+
+    def expected_payment(self, proposal: Proposal) -> Tensor:  # [B]
+        """What the critic expects. Differentiable in pose and view."""
+        answer: Tensor = self.critic(features(proposal, self.num_subjects))
+        return answer
 
     def own_parameters(self) -> list[nn.Parameter]:
         """All but the critic's, which learns from other data."""
@@ -127,8 +132,10 @@ class Generator(nn.Module):
         latent = self.draw_prior(count * candidates, rng)
         if candidates == 1:
             return latent
+        # all candidates for a place show one subject, or the choice would favour the hardest one
+        latent = replace(latent, subject=latent.subject[:count].repeat_interleave(candidates))
         generated: Generated = self(latent)
-        score = self.critic(features(generated.proposal)) / self.config.temperature
+        score = self.expected_payment(generated.proposal) / self.config.temperature
         chance = torch.softmax(score.unflatten(0, (count, candidates)).double(), 1)
         if not bool(torch.isfinite(chance).all()):
             chance = torch.ones_like(chance)

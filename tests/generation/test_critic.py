@@ -34,28 +34,28 @@ def test_person_and_camera_turned_together_look_the_same() -> None:
         ),
         proposal.subjects,
     )
-    torch.testing.assert_close(features(turned), features(proposal), atol=1e-4, rtol=0)
+    torch.testing.assert_close(features(turned, 1), features(proposal, 1), atol=1e-4, rtol=0)
 
 
 def test_critic_expects_nothing_until_it_has_learned_what_is_paid() -> None:
     torch.manual_seed(0)
-    critic = Critic()
-    inputs = features(proposals(256))
+    critic = Critic(1)
+    inputs = features(proposals(256), 1)
     assert critic(inputs).abs().max() == 0
-    paid = inputs[:, -3].clone()  # say, elevation is paid for
+    paid = inputs[:, 0].clone()  # say, a shoulder far to the side is paid for
     optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
     for _ in range(200):
         optimizer.zero_grad()
         (critic(inputs) - paid).square().mean().backward()
         optimizer.step()
-    unseen = features(proposals(128, seed=1))
-    error = (critic(unseen) - unseen[:, -3]).square().mean()
-    assert error < 0.3 * unseen[:, -3].var()
+    unseen = features(proposals(128, seed=1), 1)
+    error = (critic(unseen) - unseen[:, 0]).square().mean()
+    assert error < 0.3 * unseen[:, 0].var()
 
 
 def test_memory_keeps_the_latest_finite_payments() -> None:
-    memory, again = CriticMemory(10), CriticMemory(10)
-    inputs = features(proposals(6))
+    memory, again = CriticMemory(10, 1), CriticMemory(10, 1)
+    inputs = features(proposals(6), 1)
     memory.add(inputs, torch.arange(6.0))
     memory.add(inputs, torch.arange(6.0, 12.0))
     assert memory.payments.tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]

@@ -131,10 +131,17 @@ def test_critic_chooses_among_candidates_what_it_expects_to_be_paid_for() -> Non
     generator = make(candidates=8, temperature=0.02)
 
     def high(inputs: torch.Tensor) -> torch.Tensor:
-        return inputs[:, -3]  # the elevation
+        return inputs[:, 38]  # how far gravity pulls away from the camera: the sine of elevation
 
     before = generator.sample(400, seeded(0)).view.elevation.mean()
     generator.critic.forward = high  # type: ignore[method-assign]
     after = generator.sample(400, seeded(0)).view.elevation
     assert after.mean() > before + 0.4
     assert after.max().rad2deg() <= generator.config.camera.elevation_high + 0.1
+
+
+def test_critic_does_not_choose_whom_to_show() -> None:
+    generator = make(candidates=8, temperature=0.02)
+    generator.critic.forward = lambda inputs: inputs[:, -3]  # type: ignore[method-assign]
+    share = torch.bincount(generator.sample(600, seeded(0)).subjects, minlength=3) / 600
+    assert (share - 1 / 3).abs().max() < 0.06
