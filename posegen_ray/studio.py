@@ -28,6 +28,7 @@ from posegen_ray.estimators.registry import crop_spec
 from posegen_ray.generation.generator import Generator, GeneratorSampler
 from posegen_ray.generation.proposal import (
     PoseBank,
+    Proposal,
     ProposalSampler,
     RandomSampler,
     RealPoseSampler,
@@ -120,8 +121,12 @@ class Studio:
         return ValidityChecker(self.config.validity, self.body, self.people.shapes, real)
 
     def generator(self) -> Generator:
-        """An untrained generator."""
-        return Generator(self.config.generator, self.source, len(self.folders))
+        """An untrained generator. Its candidates are screened before one is chosen."""
+
+        def valid(proposal: Proposal) -> Tensor:
+            return check_proposal(proposal, self.people, self.checker).valid
+
+        return Generator(self.config.generator, self.source, len(self.folders), valid)
 
     def source_sampler(self) -> SourceSampler:
         """Real training poses at eye level."""

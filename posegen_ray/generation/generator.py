@@ -6,6 +6,7 @@ Knows nothing about rendering or estimators. B is the batch. Differentiable in i
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,6 +65,10 @@ class Generated:
     subject_log_probability: Tensor  # [B] for a score-function gradient to the choice
 
 
+Screen = Callable[[Proposal], Tensor]
+_OUT_OF_QUESTION = 1e6  # lowers a score beyond any other's
+
+
 class Generator(nn.Module):
     """Proposes poses, cameras and subjects.
 
@@ -75,16 +80,25 @@ class Generator(nn.Module):
     `residual_spread` standard deviations of the joint's real motion. Noise mode makes 6D
     rotations from noise alone.
 
-    Of several candidates, the critic chooses the one to keep (at random until it has learned).
+    Of several candidates, those that `screen` lets pass, the critic chooses the one to keep (at
+    random until it has learned). Nothing is rendered for it.
 
     Args:
         config: sizes and bounds.
         bank: real poses; not part of the state dict.
         num_subjects: rows of the table of people.
+        screen: which proposals are possible at all [B] bool; None: all.
     """
 
-    def __init__(self, config: GeneratorConfig, bank: PoseBank, num_subjects: int) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        bank: PoseBank,
+        num_subjects: int,
+        screen: Screen | None = None,
+    ) -> None:
         super().__init__()
+        self.screen = screen
         self.config = config
         self.bank = bank
         self.num_subjects = num_subjects
@@ -136,6 +150,8 @@ class Generator(nn.Module):
         latent = replace(latent, subject=latent.subject[:count].repeat_interleave(candidates))
         generated: Generated = self(latent)
         score = self.expected_payment(generated.proposal) / self.config.temperature
+        if self.screen is not None:  # where none passes, the choice is as if all did
+            score = score - _OUT_OF_QUESTION * (~self.screen(generated.proposal)).to(score)
         chance = torch.softmax(score.unflatten(0, (count, candidates)).double(), 1)
         if not bool(torch.isfinite(chance).all()):
             chance = torch.ones_like(chance)

@@ -230,66 +230,79 @@ class Lattice:
 class Crossing:
     """A ray's way through one tetrahedron."""
 
-    solid: int  # 0: inside out, a hole
-    begin: float  # depths
+    begin: float  # depths; end < begin: the ray misses it, or it is inside out
     end: float
     enter: int  # corner opposite the face of either end
     leave: int
     start: wp.vec3  # place in the grid (cells) at t = 0
     velocity: wp.vec3  # its change with t
-    corners: wp.vec4i
     offset: wp.vec4  # barycentric coordinates at t = 0
     rate: wp.vec4  # their change with t
+
+
+@wp.struct
+class Shape:
+    """A posed tetrahedron: three sides from its first corner, and what turns places into
+    barycentric coordinates."""
+
+    corner: wp.vec3
     gradient_1: wp.vec3  # of the barycentric coordinates 1 to 3 in the world
     gradient_2: wp.vec3
     gradient_3: wp.vec3
+    volume: float  # six times; not positive: inside out, a hole
 
 
 @wp.func
-def cross_tet(lattice: Lattice, image: int, tet: int, origin: wp.vec3, direction: wp.vec3):
-    crossing = Crossing()
-    corners = lattice.tets[tet]
+def shape_of(lattice: Lattice, image: int, corners: wp.vec4i):
+    shape = Shape()
     p = lattice.points[image, corners[0]]
     side_1 = lattice.points[image, corners[1]] - p
     side_2 = lattice.points[image, corners[2]] - p
     side_3 = lattice.points[image, corners[3]] - p
     across = wp.cross(side_2, side_3)
     volume = wp.dot(side_1, across)
-    if volume > FLAT:
-        crossing.solid = 1
-        crossing.corners = corners
-        scale = 1.0 / volume
-        crossing.gradient_1 = scale * across
-        crossing.gradient_2 = scale * wp.cross(side_3, side_1)
-        crossing.gradient_3 = scale * wp.cross(side_1, side_2)
-        from_p = origin - p
-        o1 = wp.dot(crossing.gradient_1, from_p)
-        o2 = wp.dot(crossing.gradient_2, from_p)
-        o3 = wp.dot(crossing.gradient_3, from_p)
-        r1 = wp.dot(crossing.gradient_1, direction)
-        r2 = wp.dot(crossing.gradient_2, direction)
-        r3 = wp.dot(crossing.gradient_3, direction)
-        crossing.offset = wp.vec4(1.0 - o1 - o2 - o3, o1, o2, o3)
-        crossing.rate = wp.vec4(-r1 - r2 - r3, r1, r2, r3)
-        rest = lattice.rest[corners[0]]
-        edge_1 = lattice.rest[corners[1]] - rest
-        edge_2 = lattice.rest[corners[2]] - rest
-        edge_3 = lattice.rest[corners[3]] - rest
-        crossing.start = rest + o1 * edge_1 + o2 * edge_2 + o3 * edge_3
-        crossing.velocity = r1 * edge_1 + r2 * edge_2 + r3 * edge_3
-        begin = float(-FAR)
-        end = float(FAR)
-        for i in range(4):
-            rate = crossing.rate[i]
-            t = -crossing.offset[i] / rate  # a rate of zero gives an infinite t, which never counts
-            if rate > 0.0 and t > begin:
-                begin = t
-                crossing.enter = i
-            if rate < 0.0 and t < end:
-                end = t
-                crossing.leave = i
-        crossing.begin = begin
-        crossing.end = end
+    scale = 1.0 / wp.max(volume, FLAT)
+    shape.corner = p
+    shape.volume = volume
+    shape.gradient_1 = scale * across
+    shape.gradient_2 = scale * wp.cross(side_3, side_1)
+    shape.gradient_3 = scale * wp.cross(side_1, side_2)
+    return shape
+
+
+@wp.func
+def cross_shape(
+    lattice: Lattice, corners: wp.vec4i, shape: Shape, origin: wp.vec3, direction: wp.vec3
+):
+    crossing = Crossing()
+    from_p = origin - shape.corner
+    o1 = wp.dot(shape.gradient_1, from_p)
+    o2 = wp.dot(shape.gradient_2, from_p)
+    o3 = wp.dot(shape.gradient_3, from_p)
+    r1 = wp.dot(shape.gradient_1, direction)
+    r2 = wp.dot(shape.gradient_2, direction)
+    r3 = wp.dot(shape.gradient_3, direction)
+    crossing.offset = wp.vec4(1.0 - o1 - o2 - o3, o1, o2, o3)
+    crossing.rate = wp.vec4(-r1 - r2 - r3, r1, r2, r3)
+    rest = lattice.rest[corners[0]]
+    edge_1 = lattice.rest[corners[1]] - rest
+    edge_2 = lattice.rest[corners[2]] - rest
+    edge_3 = lattice.rest[corners[3]] - rest
+    crossing.start = rest + o1 * edge_1 + o2 * edge_2 + o3 * edge_3
+    crossing.velocity = r1 * edge_1 + r2 * edge_2 + r3 * edge_3
+    begin = float(-FAR)
+    end = float(FAR)
+    for i in range(4):
+        rate = crossing.rate[i]
+        t = -crossing.offset[i] / rate  # a rate of zero gives an infinite t, which never counts
+        if rate > 0.0 and t > begin:
+            begin = t
+            crossing.enter = i
+        if rate < 0.0 and t < end:
+            end = t
+            crossing.leave = i
+    crossing.begin = begin
+    crossing.end = end
     return crossing
 
 
@@ -338,9 +351,13 @@ def march(
         depth = depths[walk]
         if depth >= FAR:
             break
-        crossing = cross_tet(lattice, image, tets[walk], origin, direction)
+        corners = lattice.tets[tets[walk]]
+        shape = shape_of(lattice, image, corners)
         onward = int(-1)
-        if crossing.solid == 1:
+        end = depth
+        if shape.volume > FLAT:
+            crossing = cross_shape(lattice, corners, shape, origin, direction)
+            end = wp.max(crossing.end, depth)
             onward = lattice.neighbours[tets[walk]][crossing.leave]
             way = crossing.end - crossing.begin
             if way > 0.0:
@@ -360,7 +377,7 @@ def march(
         tets[walk] = onward
         depths[walk] = FAR
         if onward >= 0:
-            depths[walk] = wp.max(crossing.end, depth)
+            depths[walk] = end
         if light < lattice.early_stop:
             break
     rgba[ray] = wp.vec4(colour[0], colour[1], colour[2], 1.0 - light)
@@ -373,21 +390,23 @@ class RayGradient:
 
 
 @wp.func
-def corner_gradient(crossing: Crossing, corner: int):
+def corner_gradient(shape: Shape, corner: int):
     """Gradient of a corner's barycentric coordinate in the world."""
     if corner == 1:
-        return crossing.gradient_1
+        return shape.gradient_1
     if corner == 2:
-        return crossing.gradient_2
+        return shape.gradient_2
     if corner == 3:
-        return crossing.gradient_3
-    return -(crossing.gradient_1 + crossing.gradient_2 + crossing.gradient_3)
+        return shape.gradient_3
+    return -(shape.gradient_1 + shape.gradient_2 + shape.gradient_3)
 
 
 @wp.func
 def pull_back_crossing(
     lattice: Lattice,
     image: int,
+    corners: wp.vec4i,
+    shape: Shape,
     crossing: Crossing,
     pull: wp.vec3,  # sum over samples of d(loss)/d(canonical place in cells)
     pull_t: wp.vec3,  # the same, each times its depth
@@ -400,23 +419,22 @@ def pull_back_crossing(
     A sample's place in the world pulls with `here` (constant) and `here_t` (times depth); moving a
     corner i by v is like moving the place by -b_i v. The ends obey b(end) = 0 for their corner.
     """
-    corners = crossing.corners
     rest = lattice.rest[corners[0]]
     edge_1 = lattice.rest[corners[1]] - rest
     edge_2 = lattice.rest[corners[2]] - rest
     edge_3 = lattice.rest[corners[3]] - rest
     here = (
-        wp.dot(edge_1, pull) * crossing.gradient_1
-        + wp.dot(edge_2, pull) * crossing.gradient_2
-        + wp.dot(edge_3, pull) * crossing.gradient_3
+        wp.dot(edge_1, pull) * shape.gradient_1
+        + wp.dot(edge_2, pull) * shape.gradient_2
+        + wp.dot(edge_3, pull) * shape.gradient_3
     )
     here_t = (
-        wp.dot(edge_1, pull_t) * crossing.gradient_1
-        + wp.dot(edge_2, pull_t) * crossing.gradient_2
-        + wp.dot(edge_3, pull_t) * crossing.gradient_3
+        wp.dot(edge_1, pull_t) * shape.gradient_1
+        + wp.dot(edge_2, pull_t) * shape.gradient_2
+        + wp.dot(edge_3, pull_t) * shape.gradient_3
     )
-    enter = corner_gradient(crossing, crossing.enter) * (grad_begin / crossing.rate[crossing.enter])
-    leave = corner_gradient(crossing, crossing.leave) * (grad_end / crossing.rate[crossing.leave])
+    enter = corner_gradient(shape, crossing.enter) * (grad_begin / crossing.rate[crossing.enter])
+    leave = corner_gradient(shape, crossing.leave) * (grad_end / crossing.rate[crossing.leave])
     here -= enter + leave
     here_t -= crossing.begin * enter + crossing.end * leave
     for i in range(4):
@@ -477,9 +495,13 @@ def march_backward(
         depth = depths[walk]
         if depth >= FAR:
             break
-        crossing = cross_tet(lattice, image, tets[walk], origin, direction)
+        corners = lattice.tets[tets[walk]]
+        shape = shape_of(lattice, image, corners)
         onward = int(-1)
-        if crossing.solid == 1:
+        end = depth
+        if shape.volume > FLAT:
+            crossing = cross_shape(lattice, corners, shape, origin, direction)
+            end = wp.max(crossing.end, depth)
             onward = lattice.neighbours[tets[walk]][crossing.leave]
             way = crossing.end - crossing.begin
             if way > 0.0:
@@ -525,14 +547,23 @@ def march_backward(
                             grad_end += share * along + grad_length * 0.5 * norm
                 if seen == 1:
                     moved = pull_back_crossing(
-                        lattice, image, crossing, pull, pull_t, grad_begin, grad_end, grad_points
+                        lattice,
+                        image,
+                        corners,
+                        shape,
+                        crossing,
+                        pull,
+                        pull_t,
+                        grad_begin,
+                        grad_end,
+                        grad_points,
                     )
                     grad_origin += moved.origin
                     grad_direction += moved.direction
         tets[walk] = onward
         depths[walk] = FAR
         if onward >= 0:
-            depths[walk] = wp.max(crossing.end, depth)
+            depths[walk] = end
         if light < lattice.early_stop:
             break
     if to_pose == 1:

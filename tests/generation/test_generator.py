@@ -40,8 +40,8 @@ def test_proposals_are_rotations_and_follow_the_seed(mode: str) -> None:
 
 
 def test_untrained_generator_shows_the_cameras_of_the_prior() -> None:
-    generator = make()
-    made = generator.sample(4000, seeded(0))  # the critic knows nothing yet: any candidate will do
+    generator = make(candidates=1)
+    made = generator.sample(4000, seeded(0))
     prior, _ = RealPoseSampler(generator.bank, generator.config.camera, 3)(4000, seeded(1))
     for name in ("elevation", "roll", "distance", "focal"):
         a, b = getattr(made.view, name).detach(), getattr(prior.view, name)
@@ -103,7 +103,7 @@ def test_bodies_that_lie_on_their_back_keep_finite_gradients() -> None:
 
 
 def test_subjects_are_equally_likely_until_learned() -> None:
-    generator = make(learn_subject=False)
+    generator = make(learn_subject=False, candidates=1)
     with torch.no_grad():
         generator.subject_logits.copy_(torch.tensor([5.0, 0.0, 0.0]))
     share = torch.bincount(generator.sample(3000, seeded(0)).subjects) / 3000
@@ -145,3 +145,14 @@ def test_critic_does_not_choose_whom_to_show() -> None:
     generator.critic.forward = lambda inputs: inputs[:, -3]  # type: ignore[method-assign]
     share = torch.bincount(generator.sample(600, seeded(0)).subjects, minlength=3) / 600
     assert (share - 1 / 3).abs().max() < 0.06
+
+
+def test_screen_keeps_impossible_candidates_out_even_before_the_critic_has_learned() -> None:
+    torch.manual_seed(0)
+    config = GeneratorConfig(candidates=16)
+    generator = Generator(config, small_bank(), 1, lambda p: p.view.elevation > 0.3)
+    free = Generator(config, small_bank(), 1).sample(200, seeded(0)).view.elevation
+    assert (free < 0.3).float().mean() > 0.3
+    assert (generator.sample(200, seeded(0)).view.elevation > 0.3).all()
+    nothing = Generator(config, small_bank(), 1, lambda p: torch.zeros(len(p), dtype=torch.bool))
+    assert len(nothing.sample(4, seeded(0))) == 4
