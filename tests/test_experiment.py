@@ -209,6 +209,16 @@ def test_ray_run_interrupted_and_robbed_of_its_processes_equals_one_process(fini
     assert_same_answers(folder, finished)
 
 
+@pytest.mark.slow
+def test_two_train_workers_finish_with_a_finite_table(tmp_path):
+    folder = tmp_path / "tiny"
+    run = run_in_background(*TINY, "runtime.train_workers=2", f"run_dir={folder}")
+    _, error = run.communicate(timeout=600)
+    assert run.returncode == 0, error[-2000:]
+    arms = json.loads((folder / "summary.json").read_text())["arms"]
+    assert all(np.isfinite(s["mpjpe_mm"]["mean"]) for sets in arms.values() for s in sets.values())
+
+
 def find_process(name: str, ancestor: int) -> int:
     """The pid of a Ray actor that belongs to this driver's cluster."""
     end = time.monotonic() + 60
