@@ -680,8 +680,12 @@ class ExperimentConfig:
             "experiment.arms lacks 'baseline', which every other arm is compared with.",
             "Add baseline to experiment.arms.",
         )
+        require(
+            self.images_per_arm >= 2,
+            f"experiment.images_per_arm={self.images_per_arm} has no two halves.",
+            "Set experiment.images_per_arm to 2 or more.",
+        )
         for name in (
-            "images_per_arm",
             "block_size",
             "joint_map_images",
             "test_source_images",

@@ -131,8 +131,8 @@ class LocalContext:
 
 
 def local_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints that `LocalContext` left in a folder, oldest first."""
-    return sorted(folder.glob("checkpoint_[0-9]*"), key=_number)
+    """The whole checkpoints that `LocalContext` left in a folder, oldest first (no one else's)."""
+    return sorted(folder.glob("checkpoint_" + 6 * "[0-9]"), key=_number)
 
 
 def _number(checkpoint: Path) -> int:

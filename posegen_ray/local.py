@@ -144,7 +144,9 @@ class LocalBackend:
         bar = self._console.bar("training", training.rounds * training.steps_per_round, "step")
         try:
             loop = make_loop(stream, bar.update)
-            resume = resume and bool(local_checkpoints(folder)) if folder.exists() else False
+            resume = resume and bool(local_checkpoints(folder))
+            if not resume and list(folder.glob("checkpoint_*")):
+                self._console.say("  from its first round: the checkpoints there are Ray's")
             context = LocalContext(folder, resume, training.keep_checkpoints)
             result = loop.run(context)
         finally:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from posegen_ray.config import RunConfig, StreamConfig
 from posegen_ray.console import Console
+from posegen_ray.context import local_checkpoints
 from posegen_ray.errors import ResourceError
 from posegen_ray.jobs import training_people
 from posegen_ray.local import Job, Keep, MakeLoop, Shared, stream_plan
@@ -129,6 +130,8 @@ class RayBackend:
         training = self._config.training
         store = GeneratorStore(folder / "versions", clear=not resume)
         stream = RayStream(self._config, drawer, store, seed)
+        if local_checkpoints(folder):
+            self._console.say("  from its first round: the checkpoints there are not Ray's")
         with self._bar("training", training.rounds * training.steps_per_round, "step") as advance:
             result = fit_with_ray(
                 make_loop(stream, advance),

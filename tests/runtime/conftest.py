@@ -14,6 +14,7 @@ from posegen_ray.runtime.session import RaySession
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[RaySession]:
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers unpickle the tests' stand-ins
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # workers unpickle the tests' stand-ins
     with RaySession(RuntimeConfig(num_cpus=6, object_store_mb=200)) as session:
         yield session

@@ -29,6 +29,11 @@ def test_local_run_does_not_overwrite_an_earlier_one(tmp_path):
         LocalContext(tmp_path)
 
 
+def test_local_run_leaves_checkpoints_of_ray_alone(tmp_path, uninterrupted):
+    (tmp_path / "checkpoint_2026-11-24_12-05-33.753263").mkdir()
+    assert QuadraticLoop(4).run(LocalContext(tmp_path, resume=True))["weight"] == uninterrupted
+
+
 def test_killed_worker_resumes_and_two_workers_equal_one(ray_session, tmp_path, uninterrupted):
     loop = QuadraticLoop(4, marker=str(tmp_path / "killed"), die_at=2)
     result = fit_with_ray(loop, CONFIG, str(tmp_path / "runs"))
