@@ -333,9 +333,9 @@ class GeneratorConfig:
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
-    camera_shift: float = 1.0  # how far the camera may move from its prior, in logits
-    candidates: int = 32  # of which the one is kept that the critic expects to be paid for; 1: off
-    temperature: float = 0.1  # of that choice, in payments; large: at random
+    camera_shift: float = 1.5  # how far the camera may move from its prior, in logits
+    candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
+    temperature: float = 0.05  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
 
     def __post_init__(self) -> None:
