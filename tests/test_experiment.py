@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,9 +132,9 @@ def test_generate_writes_labels_that_project_onto_the_images(finished, tmp_path)
     assert main(command) == 1  # never overwritten
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `posegen demo` in the background; whatever is left of it ends with the test."""
+    """Starts `posegen demo` in the background; whatever is left of it ends with the tests."""
     runs = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
@@ -186,14 +187,21 @@ def interrupt(run: subprocess.Popen[str]) -> None:
     assert not left, "processes outlived the run"
 
 
-@pytest.mark.timeout(4 * PATIENCE_S)
-def test_run_interrupted_in_training_and_in_fine_tuning_equals_an_uninterrupted_one(
-    finished, tmp_path, start
-):
-    folder = tmp_path / "tiny"
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, start) -> Path:
+    """A run in one process, interrupted in training; to be copied."""
+    folder = tmp_path_factory.mktemp("interrupted") / "tiny"
     run = start(*TINY, "runtime=inprocess", f"run_dir={folder}")
     wait_for(folder, "training/seed_0/checkpoint_*", run)
     interrupt(run)
+    return folder
+
+
+@pytest.mark.timeout(4 * PATIENCE_S)
+def test_run_interrupted_in_training_and_in_fine_tuning_equals_an_uninterrupted_one(
+    finished, interrupted, tmp_path, start
+):
+    folder = shutil.copytree(interrupted, tmp_path / "tiny")
     run = start(f"resume={folder}", "runtime=inprocess")
     wait_for(folder, "checkpoint/source_adapted-0", run)
     interrupt(run)
@@ -211,21 +219,22 @@ def test_run_interrupted_in_training_and_in_fine_tuning_equals_an_uninterrupted_
 
 @pytest.mark.timeout(4 * PATIENCE_S)
 def test_ray_run_interrupted_and_robbed_of_its_processes_equals_one_process(
-    finished, tmp_path, start
+    finished, interrupted, tmp_path, start
 ):
-    """Ctrl-C in training; then, in the resumed run, a render server and the train worker die."""
-    folder = tmp_path / "tiny"
-    events = "tensorboard/seed_0/events.*"  # a train worker writes one as it begins
+    """One process hands over to Ray, which is interrupted in training, and resumed; then a render
+    server and the train worker die."""
+    folder = shutil.copytree(interrupted, tmp_path / "tiny")
+    events = "tensorboard/seed_0/events.*"  # whoever trains writes one as it begins
     two = "runtime.job_workers=2"  # every further one takes its time to begin
-    run = start(*TINY, two, f"run_dir={folder}")
-    wait_for(folder, "training/seed_0/checkpoint_*", run)
+    run = start(f"resume={folder}", two)
+    wait_for(folder, "training/seed_0/checkpoint_20*", run)  # Ray's are named by their date
     interrupt(run)
     run = start(f"resume={folder}", two)
-    wait_for(folder, events, run, count=2)
+    wait_for(folder, events, run, count=3)
     for name in ("RenderServer", "RayTrainWorker"):
         os.kill(find_process(name, run.pid), signal.SIGKILL)
     end_of(run)
-    assert len(list(folder.glob(events))) == 3, "training did not go on in another process"
+    assert len(list(folder.glob(events))) == 4, "training did not go on in another process"
     assert_same_answers(folder, finished)
 
 
