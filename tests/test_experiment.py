@@ -217,6 +217,7 @@ def test_run_interrupted_in_training_and_in_fine_tuning_equals_an_uninterrupted_
     assert counts[0] == counts[1]
 
 
+@pytest.mark.slow  # starts Ray three times: four minutes
 @pytest.mark.timeout(4 * PATIENCE_S)
 def test_ray_run_interrupted_and_robbed_of_its_processes_equals_one_process(
     finished, interrupted, tmp_path, start
