@@ -335,7 +335,7 @@ class GeneratorConfig:
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 1.5  # how far the camera may move from its prior, in logits
     candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
-    temperature: float = 0.05  # of that choice, in payments; large: at random
+    temperature: float = 0.065  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
 
     def __post_init__(self) -> None:
