@@ -217,25 +217,31 @@ def test_run_interrupted_in_training_and_in_fine_tuning_equals_an_uninterrupted_
     assert counts[0] == counts[1]
 
 
-@pytest.mark.slow  # starts Ray three times: four minutes
+EVENTS = "tensorboard/seed_0/events.*"  # whoever trains writes one as it begins
+TWO = "runtime.job_workers=2"  # every further one takes its time to begin
+
+
 @pytest.mark.timeout(4 * PATIENCE_S)
-def test_ray_run_interrupted_and_robbed_of_its_processes_equals_one_process(
-    finished, interrupted, tmp_path, start
-):
-    """One process hands over to Ray, which is interrupted in training, and resumed; then a render
-    server and the train worker die."""
+def test_ray_run_robbed_of_its_processes_equals_one_process(finished, interrupted, tmp_path, start):
+    """Ray goes on where one process was interrupted; a render server and the train worker die."""
     folder = shutil.copytree(interrupted, tmp_path / "tiny")
-    events = "tensorboard/seed_0/events.*"  # whoever trains writes one as it begins
-    two = "runtime.job_workers=2"  # every further one takes its time to begin
-    run = start(f"resume={folder}", two)
-    wait_for(folder, "training/seed_0/checkpoint_20*", run)  # Ray's are named by their date
-    interrupt(run)
-    run = start(f"resume={folder}", two)
-    wait_for(folder, events, run, count=3)
+    run = start(f"resume={folder}", TWO)
+    wait_for(folder, EVENTS, run, count=2)
     for name in ("RenderServer", "RayTrainWorker"):
         os.kill(find_process(name, run.pid), signal.SIGKILL)
     end_of(run)
-    assert len(list(folder.glob(events))) == 4, "training did not go on in another process"
+    assert len(list(folder.glob(EVENTS))) == 3, "training did not go on in another process"
+    assert_same_answers(folder, finished)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * PATIENCE_S)
+def test_ray_run_interrupted_in_training_equals_one_process(finished, tmp_path, start):
+    folder = tmp_path / "tiny"
+    run = start(*TINY, TWO, f"run_dir={folder}")
+    wait_for(folder, "training/seed_0/checkpoint_20*", run)  # Ray's are named by their date
+    interrupt(run)
+    end_of(start(f"resume={folder}", TWO))
     assert_same_answers(folder, finished)
 
 
