@@ -135,7 +135,9 @@ def body_field(
     depth = -torch.from_numpy(distance)[stored]
     values = torch.full((len(depth), 4), 0.5)
     values[:, 3] = (depth / _INITIAL_SOFTNESS).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-    return Field(values, number(stored), (float(low[0]), float(low[1]), float(low[2])), config.voxel)
+    return Field(
+        values, number(stored), (float(low[0]), float(low[1]), float(low[2])), config.voxel
+    )
 
 
 def largest_piece(

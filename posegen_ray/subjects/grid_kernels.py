@@ -85,8 +85,7 @@ def pull_back_place(blocks: Blocks, cell: Cell, grad: wp.vec4):
     return wp.vec3(
         uy * (v10 - v00) + cell.y * (v11 - v01),
         ux * (v01 - v00) + cell.x * (v11 - v10),
-        ux * (uy * (a1 - a0) + cell.y * (b1 - b0))
-        + cell.x * (uy * (c1 - c0) + cell.y * (d1 - d0)),
+        ux * (uy * (a1 - a0) + cell.y * (b1 - b0)) + cell.x * (uy * (c1 - c0) + cell.y * (d1 - d0)),
     )
 
 

@@ -3,18 +3,19 @@
 The renderer's adjoint is written by hand (`march_backward`), because Warp's own differentiation is
 wrong for loops of data-dependent length. `posegen_ray.subjects.warp_cache` compiles this module.
 
-All geometry is in camera space: rays start at 0, and their directions have z = 1, so that the way t
-along a ray is depth. A ray enters the posed lattice through a face of its boundary and walks from
-tetrahedron to tetrahedron. Inside one, barycentric coordinates b carry it back to the T-pose exactly:
+All geometry is in camera space: rays start at 0, and their directions have z = 1, so that the way
+t along a ray is depth. A ray enters the posed lattice through a face of its boundary and walks from
+tetrahedron to tetrahedron. Inside one, barycentric coordinates b carry it back to the T-pose:
 
     b(t) = offset + t rate,   canonical(t) = sum_i b_i(t) rest_i
 
 with rate_i = gradient_i . direction. Offsets and gradients are worked out once for each tetrahedron
 and picture (`find_maps`), and so is their adjoint (`pull_back_maps`).
 
-Each crossing of a tetrahedron gets one sample, half-way (about one to a field cell). It moves with the
-tetrahedron, so nothing flickers when the body moves past a fixed grid of depths; and a crossing that
-shrinks to nothing takes its sample's weight with it, so pictures are continuous in pose and camera.
+Each crossing of a tetrahedron gets one sample, half-way (about one to a field cell). It moves with
+the tetrahedron, so nothing flickers when the body moves past a fixed grid of depths; and a crossing
+that shrinks to nothing takes its sample's weight with it, so pictures are continuous in pose and
+camera.
 
 Where the posed lattice overlaps itself (an arm before the trunk, crossed legs) a ray has several
 walks; they are composited in the order of depth. A tetrahedron that is turned inside out, deep in a

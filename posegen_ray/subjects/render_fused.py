@@ -1,9 +1,9 @@
 """The fast renderer: Warp kernels behind a torch.autograd.Function.
 
 Torch skins the lattice into camera space, makes the rays and differentiates both; the kernels find
-where rays enter the lattice, walk through it, and pull gradients back. All images of a batch share the
-launches. Legend: B images, V lattice vertices, T tetrahedra, N rays that meet the lattice, M field
-vertices.
+where rays enter the lattice, walk through it, and pull gradients back. All images of a batch share
+the launches. Legend: B images, V lattice vertices, T tetrahedra, N rays that meet the lattice,
+M field vertices.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class FusedModel:
             )
             self._launch(
                 kernels.pull_back_maps,
-                view.maps.shape[:2],
+                (len(points), len(self.lattice.tets)),
                 [
                     self._warp_tets,
                     wp.from_torch(points, dtype=wp.vec3),
@@ -253,7 +253,7 @@ class FusedModel:
             self._blocks,
         ]
 
-    def _launch(self, kernel: Any, dim: int | Sequence[int], inputs: Sequence[Any]) -> None:
+    def _launch(self, kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any]) -> None:
         launch(kernel, dim, inputs, self.device)
 
 
@@ -316,11 +316,11 @@ def _bounding_boxes(
 
 
 def launch(
-    kernel: Any, dim: int | Sequence[int], inputs: Sequence[Any], device: torch.device
+    kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any], device: torch.device
 ) -> None:
     """Runs a kernel where torch works: on CUDA in torch's current stream."""
     stream: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if device.type == "cuda":
         stream = wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(device)))
     with stream:
-        wp.launch(kernel, tuple(dim) if isinstance(dim, Sequence) else dim, inputs, device=warp_device_name(device))
+        wp.launch(kernel, dim, inputs, device=warp_device_name(device))

@@ -83,7 +83,9 @@ def test_blocks_hold_the_vertices_of_their_cube() -> None:
 def test_the_first_field_is_dense_in_the_body_and_empty_outside() -> None:
     body = capsule_body()
     field = body_field(body, torch.zeros(2), RegionConfig(shell=0.04, voxel=0.015))
-    places = torch.tensor([[0.0, 1.1, 0.115], [0.0, 1.1, 0.145], [0.3, 1.345, 0.0], [0.3, 1.3, 0.0]])
+    places = torch.tensor(
+        [[0.0, 1.1, 0.115], [0.0, 1.1, 0.145], [0.3, 1.345, 0.0], [0.3, 1.3, 0.0]]
+    )
     value = lookup(field, places)
     assert value[0, 3] > 0.5  # just inside the trunk, whose radius is 0.12
     assert value[1, 3] < -4
