@@ -41,6 +41,16 @@ class SubjectManifest:
     licence: str
     source: str  # what the capture shows, in words
 
+    @property
+    def quality(self) -> str:
+        """What was measured on the held-out frames, in words."""
+        if not self.held_out_frames:
+            return "no held-out frames to measure on"
+        return (
+            f"PSNR {self.psnr_person:.1f} dB on the person, {self.psnr_full:.1f} dB on the "
+            f"whole picture ({self.held_out_frames} held-out frames)"
+        )
+
 
 @dataclass(frozen=True)
 class Subject:
