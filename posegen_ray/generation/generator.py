@@ -66,7 +66,7 @@ class Generated:
 
 
 Screen = Callable[[Proposal], Tensor]
-_OUT_OF_QUESTION = 1e6  # lowers a score beyond any other's
+_SCREENED_AT_ONCE = 4  # candidates for a place: most of the time one of them passes
 
 
 class Generator(nn.Module):
@@ -148,15 +148,35 @@ class Generator(nn.Module):
             return latent
         # all candidates for a place show one subject, or the choice would favour the hardest one
         latent = replace(latent, subject=latent.subject[:count].repeat_interleave(candidates))
-        generated: Generated = self(latent)
-        score = self.expected_payment(generated.proposal) / self.config.temperature
-        if self.screen is not None:  # where none passes, the choice is as if all did
-            score = score - _OUT_OF_QUESTION * (~self.screen(generated.proposal)).to(score)
-        chance = torch.softmax(score.unflatten(0, (count, candidates)).double(), 1)
-        if not bool(torch.isfinite(chance).all()):
-            chance = torch.ones_like(chance)
-        place = torch.multinomial(chance, 1, generator=rng)[:, 0]
-        return latent[torch.arange(count) * candidates + place]
+        proposal = self(latent).proposal
+        score = self.expected_payment(proposal) / self.config.temperature
+        score = torch.nan_to_num(score.cpu(), 0.0, 0.0, 0.0)
+        # the largest of scores with Gumbel noise is a draw from their softmax, whatever subset is
+        # left: so candidates are screened in this order, and only until one passes
+        noise = -torch.log(-torch.log(torch.rand(len(score), generator=rng).clamp(1e-20, 1 - 1e-7)))
+        order = (score + noise).unflatten(0, (count, candidates)).argsort(1, descending=True)
+        return latent[self._first_to_pass(proposal, order)]
+
+    def _first_to_pass(
+        self,
+        proposal: Proposal,  # of count * candidates
+        order: Tensor,  # [count, candidates]
+    ) -> Tensor:  # [count] row of the first candidate for each place that passes; else of the first
+        rows = order + order.shape[1] * torch.arange(len(order))[:, None]
+        chosen = rows[:, 0].clone()
+        if self.screen is None:
+            return chosen
+        waiting = torch.arange(len(order))
+        for start in range(0, order.shape[1], _SCREENED_AT_ONCE):
+            some = rows[waiting, start : start + _SCREENED_AT_ONCE]
+            passes = self.screen(proposal[some.flatten().tolist()]).cpu().view(some.shape)
+            good = passes.any(1)
+            first = passes.int().argmax(1)  # of equal values the first
+            chosen[waiting[good]] = some[good, first[good]]
+            waiting = waiting[~good]
+            if len(waiting) == 0:
+                break
+        return chosen
 
     def draw_prior(self, count: int, rng: torch.Generator) -> Latent:
         """Latents without a choice."""

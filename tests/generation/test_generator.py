@@ -6,7 +6,13 @@ from posegen_ray.body.rotation import geodesic_angle
 from posegen_ray.config import GeneratorConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.generation.generator import Generator, GeneratorSampler
-from posegen_ray.generation.proposal import CAMERA_CHANNELS, RealPoseSampler, facing, wrap
+from posegen_ray.generation.proposal import (
+    CAMERA_CHANNELS,
+    Proposal,
+    RealPoseSampler,
+    facing,
+    wrap,
+)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -156,3 +162,32 @@ def test_screen_keeps_impossible_candidates_out_even_before_the_critic_has_learn
     assert (generator.sample(200, seeded(0)).view.elevation > 0.3).all()
     nothing = Generator(config, small_bank(), 1, lambda p: torch.zeros(len(p), dtype=torch.bool))
     assert len(nothing.sample(4, seeded(0))) == 4
+
+
+def test_the_choice_follows_the_softmax_of_those_that_pass() -> None:
+    torch.manual_seed(0)
+    config = GeneratorConfig(candidates=6, temperature=0.5)
+    # a proposal's payment is its roll, and the screen looks at something else
+    generator = Generator(config, small_bank(), 1, lambda p: p.view.elevation > 0.0)
+    generator.expected_payment = lambda p: 3.0 * p.view.roll  # type: ignore[method-assign]
+    chosen = generator.sample(6000, seeded(1)).view.roll.mean()
+    with torch.no_grad():
+        prior = generator(generator.draw_prior(36000, seeded(2))).proposal.view
+    roll, passes = prior.roll.view(-1, 6), (prior.elevation > 0.0).view(-1, 6)
+    passes = passes | ~passes.any(1, keepdim=True)
+    chance = torch.softmax((6.0 * roll).masked_fill(~passes, -1e9), 1)
+    expected = (chance * roll).sum(1).mean()
+    assert abs(chosen - expected) < 0.05 * prior.roll.std()
+    assert chosen - prior.roll.mean() > 0.3 * prior.roll.std()
+
+
+def test_only_few_candidates_are_screened() -> None:
+    seen = []
+
+    def screen(proposal: Proposal) -> torch.Tensor:
+        seen.append(len(proposal))
+        return torch.ones(len(proposal), dtype=torch.bool)
+
+    torch.manual_seed(0)
+    Generator(GeneratorConfig(candidates=64), small_bank(), 1, screen).sample(8, seeded(0))
+    assert seen == [32]
