@@ -3,7 +3,7 @@
 One source for CPU and CUDA. Knows nothing of rays and lattices.
 """
 
-# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return,attr-defined,type-var"
+# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return,attr-defined,type-var,arg-type"
 import warp as wp
 
 wp.set_module_options({"enable_backward": False})
