@@ -29,6 +29,7 @@ usage: posegen <command> [key=value ...]
   demo       the whole of PoseGen: fit people, train, compare, report
   assets     list | fetch [NAME ...]: third-party files, with their licences
   fit        make a subject from a capture folder (capture=DIR)
+  subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
   train      adversarial training of the generator alone
   generate   draw labelled images from a trained run (run=DIR n=100 out=DIR)
   evaluate   test the estimators of a run again (run=DIR)
@@ -74,10 +75,29 @@ def assets(arguments: Sequence[str]) -> int:
 
 def fit(arguments: Sequence[str]) -> int:
     """One capture folder -> one subject folder."""
-    from posegen_ray.experiment import fit_capture
+    from posegen_ray.people import fit_capture
 
     config, console = _settings(arguments)
     print(fit_capture(config, console))
+    return 0
+
+
+def subjects(arguments: Sequence[str]) -> int:
+    """Lists subjects, or shows one in words (show) or in pictures (turntable)."""
+    from posegen_ray import people
+
+    words = [word for word in arguments if "=" not in word]
+    config, _ = _settings([word for word in arguments if "=" in word])
+    show = {"show": people.show_person, "turntable": people.picture_person}
+    if words in ([], ["list"]):
+        print(people.list_people(config))
+    elif len(words) == 2 and words[0] in show:
+        print(show[words[0]](config, words[1]))
+    else:
+        raise ConfigError(
+            f"`posegen subjects {' '.join(words)}` is not a command.",
+            "Use `posegen subjects list`, `show NAME` or `turntable NAME`.",
+        )
     return 0
 
 
@@ -137,6 +157,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "assets": assets,
     "fit": fit,
+    "subjects": subjects,
     "train": train,
     "generate": generate,
     "evaluate": evaluate,

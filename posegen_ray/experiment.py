@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from posegen_ray.body import load_body
 from posegen_ray.compose import dump_config, read_config
 from posegen_ray.config import EvaluationConfig, RunConfig
 from posegen_ray.console import Console
@@ -43,12 +42,8 @@ from posegen_ray.evaluation.summary import (
     terminal_table,
     write_summary,
 )
-from posegen_ray.jobs import subjects_root
 from posegen_ray.local import Backend
-from posegen_ray.run import Run, Seeds, subject_quality
-from posegen_ray.subjects.capture import read_capture
-from posegen_ray.subjects.fit import fit_subject
-from posegen_ray.subjects.store import save_subject
+from posegen_ray.run import Run, Seeds
 
 # --- run folders --------------------------------------------------------------------------------
 
@@ -199,32 +194,6 @@ def rewrite_report(folder: Path) -> Path:
     config = read_config(folder / "config.yaml")
     _write_results(folder, load_evaluation(folder), config.evaluation)
     return folder / "report.html"
-
-
-def fit_capture(config: RunConfig, console: Console) -> str:
-    """Makes a subject from the capture folder config.capture, named like the capture."""
-    if not config.capture:
-        raise ConfigError("No capture is named.", "Add capture=<folder>; see docs/captures.md.")
-    capture = read_capture(config.capture)
-    body = load_body(config.body)
-    root = Path(config.out) if config.out else subjects_root(config)
-    bar = console.bar("fitting", config.fit.steps, "step")
-
-    def advance(done: int, _: int) -> None:
-        bar.update(done - bar.n)
-
-    try:
-        subject = fit_subject(
-            capture,
-            body,
-            config.fit,
-            config.seed,
-            progress=advance,
-        )
-    finally:
-        bar.close()
-    save_subject(subject, root / capture.name)
-    return f"{root / capture.name}: {subject_quality(subject.manifest)}"
 
 
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:

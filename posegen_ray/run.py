@@ -48,7 +48,7 @@ from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
 from posegen_ray.subjects import makehuman
-from posegen_ray.subjects.store import SubjectManifest, list_subjects, read_manifest
+from posegen_ray.subjects.store import list_subjects, read_manifest
 from posegen_ray.training import AdversarialTraining, TrainingResult, history_table
 
 FINE_TUNED = ("source_adapted", "random", "posegen")
@@ -114,7 +114,7 @@ class Run:
             with self.console.phase("fit", f"fitting {len(missing_jobs)} people"):
                 self.backend.run(missing_jobs, "fitting", "step")
             for job in missing_jobs:
-                self.console.say(f"  {job.name}: {subject_quality(read_manifest(job.folder))}")
+                self.console.say(f"  {job.name}: {read_manifest(job.folder).quality}")
         self._folders = tuple((job.name, str(job.folder.absolute())) for job in jobs)
         return self._folders
 
@@ -438,15 +438,6 @@ class Run:
     def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:
         file = self.folder / "samples" / f"counts-{name}.json"
         file.write_text(json.dumps(dict(counts)), encoding="utf-8")
-
-
-def subject_quality(manifest: SubjectManifest) -> str:
-    if not manifest.held_out_frames:
-        return "no held-out frames to measure on"
-    return (
-        f"PSNR {manifest.psnr_person:.1f} dB on the person, {manifest.psnr_full:.1f} dB on the "
-        f"whole picture ({manifest.held_out_frames} held-out frames)"
-    )
 
 
 class Seeds:

@@ -27,6 +27,7 @@ LAYERS = (
     "training",
     "local",
     "jobs",
+    "people",
     "run",
     "experiment",
     "runtime",

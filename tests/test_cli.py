@@ -3,6 +3,7 @@
 import pytest
 
 from posegen_ray.cli import COMMANDS, main
+from posegen_ray.subjects.store import save_subject
 
 
 def test_help_names_every_command(capsys):
@@ -73,3 +74,19 @@ def test_missing_subject_is_named(capsys, tmp_path):
 def test_resume_refuses_other_settings(capsys, tmp_path):
     assert main(["train", f"resume={tmp_path}"]) == 2
     assert "not the configuration of a run" in capsys.readouterr().err
+
+
+def test_subjects_are_listed_shown_and_pictured(capsys, tmp_path, capsule_subject):
+    save_subject(capsule_subject, tmp_path / "capsules")
+    where = f"subject.folder={tmp_path}"
+    assert main(["subjects", "list", where]) == 0
+    assert "capsules" in capsys.readouterr().out
+    assert main(["subjects", "show", "capsules", where]) == 0
+    shown = capsys.readouterr().out
+    assert "painted for tests" in shown
+    assert "CC0" in shown
+    assert main(["subjects", "turntable", "capsules", where]) == 1  # Anny cannot pose it
+    assert "body=capsules" in capsys.readouterr().err
+    assert main(["subjects", "show", "zoe", where]) == 1
+    assert "Known: capsules" in capsys.readouterr().err
+    assert main(["subjects", "dance", where]) == 2

@@ -98,17 +98,22 @@ class RenderPool:
         tensors = request_tensors(request)
         return RenderResult(RemoteRender.apply(self, request.subjects, size, *tensors))
 
-    def render_arrays(self, request: RequestArrays) -> FloatArray:  # [B, H, W, 4]
-        """The same without gradients, arrays in and out."""
+    def render_arrays(
+        self, request: RequestArrays, keep: bool = False
+    ) -> FloatArray:  # [B, H, W, 4]
+        """The same without gradients, arrays in and out; `keep` where `vjp_arrays` follows."""
         pieces = self._split(request)
-        calls = [(group, "render", (request.rows(rows),)) for group, rows in pieces]
+        calls = [(group, "render", (request.rows(rows), keep)) for group, rows in pieces]
         image = np.empty((len(request), request.height, request.width, 4), np.float32)
         for (_, rows), part in zip(pieces, self._carry_out(calls), strict=True):
             image[rows] = part
         return image
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
-        """Gradients of sum(gradient * picture) to the request; servers render again for them."""
+        """Gradients of sum(gradient * picture) to the request.
+
+        A server that has not kept the picture (another replica, a new process) renders it again.
+        """
         pieces = self._split(request)
         calls = [(group, "vjp", (request.rows(rows), gradient[rows])) for group, rows in pieces]
         whole = [np.empty_like(part) for part in request.parts()]
@@ -233,8 +238,8 @@ def start_servers(specs: Sequence[ServerSpec], name: str) -> RenderPool:
 class RemoteRender(torch.autograd.Function):
     """Rendering far away as one differentiable step.
 
-    Forward sends the request; backward sends it again with the picture's gradient, and the server
-    recomputes. Nothing is kept on a server between the two. Gradients: bones, camera rotation,
+    Forward sends the request; backward sends it again with the picture's gradient. A server may
+    remember the picture in between, but nothing depends on it. Gradients: bones, camera rotation,
     translation, focal length, principal point. Not twice differentiable.
     """
 
@@ -248,7 +253,8 @@ class RemoteRender(torch.autograd.Function):
     ) -> Tensor:  # [B, H, W, 4]
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
         ctx.like = [(t.device, t.dtype) for t in tensors]
-        return torch.from_numpy(pool.render_arrays(ctx.request)).to(tensors[0].device)
+        wanted = any(ctx.needs_input_grad)
+        return torch.from_numpy(pool.render_arrays(ctx.request, wanted)).to(tensors[0].device)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]

@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 
 class ArrayRenderer(Protocol):
-    """What a server hosts. Both methods are pure functions of their arguments."""
+    """What a server hosts. Both methods' answers are pure functions of their arguments."""
 
-    def render_arrays(self, request: RequestArrays) -> FloatArray:  # [B, H, W, 4]
-        """Pictures of one subject."""
+    def render_arrays(
+        self, request: RequestArrays, keep: bool = False
+    ) -> FloatArray:  # [B, H, W, 4]
+        """Pictures of one subject; `keep` says that their gradients will be asked for."""
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
-        """Gradients of sum(gradient * picture) to the request; renders again to get them."""
+        """Gradients of sum(gradient * picture) to the request; renders again where need be."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class RenderServer:
         self._start_s = time.monotonic() - started
 
     @ray.method(concurrency_group="render")
-    def render(self, request: RequestArrays) -> FloatArray:
+    def render(self, request: RequestArrays, keep: bool = False) -> FloatArray:
         with self._working():
-            image = self._renderer.render_arrays(request)
+            image = self._renderer.render_arrays(request, keep)
         self._renders += 1
         return image
 

@@ -6,6 +6,8 @@ without a copy (read-only).
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from posegen_ray.body.camera import Camera
 from posegen_ray.records import RenderFn, RenderRequest
 
 FloatArray = NDArray[np.float32]
+_CALLS_KEPT = 8  # a step's calls to one server, of some train workers; about 5 MB a picture
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,13 @@ class RequestArrays:
     def parts(self) -> list[FloatArray]:
         """The differentiable parts: bones, rotation, translation, focal, principal."""
         return [self.bones, self.rotation, self.translation, self.focal, self.principal]
+
+    def digest(self) -> bytes:
+        """Equal for equal requests only."""
+        name = hashlib.sha256(repr((self.subjects, self.size)).encode())
+        for part in self.parts():
+            name.update(np.ascontiguousarray(part).tobytes())
+        return name.digest()
 
     def to_request(self, device: torch.device | str = "cpu") -> RenderRequest:
         """The request as tensors of its own (the arrays may be read-only shared memory)."""
@@ -92,27 +102,45 @@ def request_from_tensors(
 
 
 class TensorRenderer:
-    """Any differentiable RenderFn as a stateless renderer of arrays (what a server hosts)."""
+    """Any differentiable RenderFn as a renderer of arrays (what a server hosts).
+
+    Its answers are pure functions of their arguments. The latest calls of `render_arrays` that
+    asked for it are remembered with their gradient history, so that `vjp_arrays` for the same
+    request need not render again; whatever is forgotten (or was asked of another server) is.
+    """
 
     def __init__(self, render: RenderFn, device: str = "cpu") -> None:
         self._render, self._device = render, device
+        self._kept: OrderedDict[bytes, tuple[list[Tensor], Tensor]] = OrderedDict()
 
-    def render_arrays(self, request: RequestArrays) -> FloatArray:  # [B, H, W, 4]
-        """Pictures, without a gradient history."""
-        with torch.no_grad():
-            return to_array(self._render(request.to_request(self._device)).rgba)
+    def render_arrays(
+        self, request: RequestArrays, keep: bool = False
+    ) -> FloatArray:  # [B, H, W, 4]
+        """Pictures; `keep` where `vjp_arrays` is going to follow."""
+        if not keep:
+            with torch.no_grad():
+                return to_array(self._render(request.to_request(self._device)).rgba)
+        tensors, rgba = self._with_history(request)
+        self._kept[request.digest()] = tensors, rgba
+        while len(self._kept) > _CALLS_KEPT:
+            self._kept.popitem(last=False)
+        return to_array(rgba)
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
-        """Renders again and returns the gradients of sum(gradient * picture) to the request."""
+        """The gradients of sum(gradient * picture) to the request."""
+        known = self._kept.pop(request.digest(), None)
+        tensors, rgba = known or self._with_history(request)
+        weight = torch.tensor(gradient, device=self._device)
+        gradients = torch.autograd.grad(rgba, tensors, weight, materialize_grads=True)
+        return from_parts(request.subjects, [to_array(g) for g in gradients], request.size)
+
+    def _with_history(self, request: RequestArrays) -> tuple[list[Tensor], Tensor]:
         tensors = [
             torch.tensor(part, device=self._device, requires_grad=True) for part in request.parts()
         ]
         with torch.enable_grad():
             again = request_from_tensors(request.subjects, tensors, request.size)
-            rgba = self._render(again).rgba
-        weight = torch.tensor(gradient, device=self._device)
-        gradients = torch.autograd.grad(rgba, tensors, weight, materialize_grads=True)
-        return from_parts(request.subjects, [to_array(g) for g in gradients], request.size)
+            return tensors, self._render(again).rgba
 
 
 def split(

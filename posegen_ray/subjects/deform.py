@@ -1,8 +1,10 @@
 """The lattice: tetrahedra around the T-pose body that carry skinning into space.
 
 Inside each posed tetrahedron the way back to the T-pose is one affine map, continuous across faces.
-A ray is followed only through the lattice, which covers the field's cells and nothing else
-(a tetrahedral cage as in VolTeMorph, Garbin et al. 2022).
+A ray is followed only through the lattice, which covers the field's content and nothing else
+(a tetrahedral cage as in VolTeMorph, Garbin et al. 2022). Cubes of CUBE field cells have five
+tetrahedra each; cubes of even parity (x + y + z) come first, and the five of cube n are 5 n to
+5 n + 4, always in the order of `PATTERNS`.
 
 Legend: V lattice vertices, T tetrahedra, N cubes, B batch. Knows nothing of rays or colours.
 """
@@ -21,9 +23,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
-from posegen_ray.subjects.field import Field, largest_piece
+from posegen_ray.subjects.field import CUBE, Field, largest_piece
 
-CUBE = 3  # field cells along the edge of a lattice cube
 # two neighbouring cubes move against each other when their skinning weights overlap less than this
 _SAME_PART = 0.25
 # they are joined all the same where the field between them is denser than this (logit): a skirt
@@ -34,6 +35,28 @@ _NEIGHBOURHOOD = 6  # body vertices that give a lattice vertex its weights
 # corner c of a cube lies at its bits (x, y, z) = (c >> 2 & 1, c >> 1 & 1, c & 1)
 _CORNERS = np.array([(c >> 2 & 1, c >> 1 & 1, c & 1) for c in range(8)])
 FACES = np.array([(1, 2, 3), (0, 3, 2), (0, 1, 3), (0, 2, 1)])  # opposite each corner, outwards
+
+
+def _patterns() -> npt.NDArray[np.int64]:  # [2, 5, 4]
+    """Cube corners of the tetrahedra of even and odd cubes, positively oriented.
+
+    Face diagonals join the corners of even parity in the grid, so that neighbours agree.
+    """
+    parity = _CORNERS.sum(1) % 2
+    patterns = []
+    for odd_cube in (0, 1):
+        tips = np.flatnonzero(parity != odd_cube)
+        five = [np.flatnonzero(parity == odd_cube)]
+        five += [np.array([tip, tip ^ 4, tip ^ 2, tip ^ 1]) for tip in tips]
+        for tet in five:
+            if np.linalg.det(_CORNERS[tet[1:]] - _CORNERS[tet[0]]) < 0:
+                tet[2:] = tet[[3, 2]]
+        patterns.append(five)
+    return np.array(patterns)
+
+
+PATTERNS = _patterns()
+PATTERN_PLACES = CUBE * _CORNERS[PATTERNS]  # [2, 5, 4, 3] in cells from the cube's low corner
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -48,9 +71,15 @@ class Lattice:
     weights: Tensor  # [V, 24] rows sum to 1
     tets: Tensor  # [T, 4] int32, positively oriented in the rest pose
     neighbours: Tensor  # [T, 4] int32: tetrahedron across the face opposite each corner; -1: none
+    cubes: Tensor  # [N, 3] int32: places in units of CUBE cells of the field; T = 5 N
 
     def to(self, device: torch.device | str) -> Lattice:
         return Lattice(*(getattr(self, name).to(device) for name in LATTICE_TENSORS))
+
+    @property
+    def even(self) -> int:
+        """How many cubes are of even parity; they come first."""
+        return int((self.cubes.sum(1) % 2 == 0).sum())
 
     @property
     def boundary(self) -> Tensor:  # [F, 4] int32
@@ -61,7 +90,7 @@ class Lattice:
         return torch.cat([tet[:, None], vertices], 1).int().contiguous()
 
 
-LATTICE_TENSORS = ("rest", "weights", "tets", "neighbours")
+LATTICE_TENSORS = ("rest", "weights", "tets", "neighbours", "cubes")
 
 
 def pose_lattice(
@@ -79,12 +108,13 @@ def build_lattice(
     shape: Tensor,  # [S]
     field: Field,
 ) -> Lattice:
-    """Tetrahedra over every cube of field cells that holds something, and over what these enclose.
+    """Tetrahedra over all cells that touch a stored vertex, and over what these enclose.
 
     Cubes of parts that move against each other (thighs, arm and trunk) are not joined unless the
     field between them is dense: a slit opens between trousers' legs, a skirt stays whole.
     """
-    cubes = np.argwhere(binary_fill_holes(_occupied(field.active.cpu().numpy())))
+    cubes = np.argwhere(binary_fill_holes(_occupied(field.stored.cpu().numpy())))
+    cubes = cubes[np.argsort(cubes.sum(1) % 2, kind="stable")]
     edge = CUBE * field.voxel
     low = np.array(field.low)
     centres = low + (cubes + 0.5) * edge
@@ -100,13 +130,15 @@ def build_lattice(
     # a vertex on a slit looks for its weights on its own side
     weights, distance = surface.weights(rest + 0.5 * inward)
 
-    tets = _tetrahedra(cubes, corner)
+    odd = cubes.sum(1) % 2
+    tets = np.take_along_axis(corner[:, None], PATTERNS[odd], 2).reshape(-1, 4)
     weights = _smoothed(weights, tets, np.exp(-((distance / (0.5 * edge)) ** 2)))
     return Lattice(
         torch.from_numpy(rest).float(),
         torch.from_numpy(weights).float(),
         torch.from_numpy(np.ascontiguousarray(tets, np.int32)),
         torch.from_numpy(np.ascontiguousarray(_across_faces(tets), np.int32)),
+        torch.from_numpy(np.ascontiguousarray(cubes, np.int32)),
     )
 
 
@@ -137,12 +169,14 @@ class _BodySurface:
         return mixed / mixed.sum(1, keepdims=True), distance[:, 0]
 
 
-def _occupied(active: Bools) -> Bools:
-    """Which cubes hold an active cell."""
-    size = [-(-n // CUBE) * CUBE for n in active.shape]
-    padded = np.zeros(size, bool)
-    padded[tuple(slice(n) for n in active.shape)] = active
-    blocks = padded.reshape(size[0] // CUBE, CUBE, size[1] // CUBE, CUBE, size[2] // CUBE, CUBE)
+def _occupied(stored: Bools) -> Bools:
+    """Which cubes hold a cell that touches a stored vertex. No vertex lies on the low faces."""
+    size = [-(-n // CUBE) * CUBE for n in stored.shape]
+    cells = np.zeros(size, bool)
+    cells[tuple(slice(n) for n in stored.shape)] = stored
+    for axis in range(3):
+        cells |= np.roll(cells, -1, axis)  # a cell touches the vertices at both of its ends
+    blocks = cells.reshape(size[0] // CUBE, CUBE, size[1] // CUBE, CUBE, size[2] // CUBE, CUBE)
     return np.asarray(blocks.any((1, 3, 5)))
 
 
@@ -155,7 +189,7 @@ def _joined(
     number = np.full(cubes.max(0) + 2, -1)
     number[tuple(cubes.T)] = np.arange(len(cubes))
     dense = np.zeros(field.index.shape, bool)
-    dense[(field.index != -1).numpy()] = field.values[:, 3].numpy() > _CONTENT
+    dense[field.stored.numpy()] = field.values[:, 3].numpy() > _CONTENT
     pairs = []
     for axis in range(3):
         step = np.eye(3, dtype=np.int64)[axis]
@@ -194,26 +228,6 @@ def _join(
     graph = coo_matrix((np.ones(len(first), bool), (first, second)), shape=(size, size))
     _, vertex_of = connected_components(graph, directed=False)
     return vertex_of.reshape(-1, 8), vertex_of
-
-
-def _tetrahedra(
-    cubes: Ints,  # [N, 3]
-    corner: Ints,  # [N, 8]
-) -> Ints:  # [5 N, 4]
-    """Five to a cube; face diagonals join vertices of even parity, so that neighbours agree."""
-    parity = _CORNERS.sum(1) % 2
-    tets = []
-    for odd_cube in (0, 1):
-        rows = corner[cubes.sum(1) % 2 == odd_cube]
-        middle = np.flatnonzero(parity == odd_cube)
-        tips = np.flatnonzero(parity != odd_cube)
-        patterns = [middle] + [np.array([tip, tip ^ 4, tip ^ 2, tip ^ 1]) for tip in tips]
-        for pattern in patterns:
-            sides = _CORNERS[pattern[1:]] - _CORNERS[pattern[0]]
-            if np.linalg.det(sides) < 0:
-                pattern = pattern[[0, 1, 3, 2]]
-            tets.append(rows[:, pattern])
-    return np.concatenate(tets)
 
 
 def _across_faces(tets: Ints) -> Ints:  # [T, 4]

@@ -22,8 +22,14 @@ from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.deform import Lattice, build_lattice, pose_lattice
-from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field, cells_touching, widened
-from posegen_ray.subjects.render_fused import FusedModel, Rays, launch, world_rays
+from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field, widened
+from posegen_ray.subjects.render_fused import (
+    FusedModel,
+    View,
+    launch,
+    ray_slopes,
+    to_camera_bones,
+)
 from posegen_ray.subjects.store import Subject, SubjectManifest
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
@@ -35,7 +41,7 @@ _MINORITY = 0.88  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
-_RING = 1  # cells kept around what matters, for densities to fade in
+_RING = 1  # vertices kept around what matters, for densities to fade in
 _FAINT = -6.0  # density logit (1 per metre) below which a finished field holds nothing
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
@@ -44,16 +50,9 @@ _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 class _Frame:
     """One training picture, reduced to the rays that can see the person."""
 
-    rays: Rays
-    points: Tensor  # [1, V, 3]
-    origins: Tensor  # [1, 3]
-    directions: Tensor  # [N, 3]
+    view: View
+    slopes: Tensor  # [N, 2]
     target: Tensor  # [N, 4] premultiplied
-
-    @property
-    def geometry(self) -> tuple[Rays, Tensor, Tensor, Tensor]:
-        """What the renderer wants to know."""
-        return self.rays, self.points, self.origins, self.directions
 
 
 def fit_subject(
@@ -68,7 +67,7 @@ def fit_subject(
 
     Each step renders one training picture before a random background (against floaters), pulls the
     squared error back to the field, and takes an Adam step. Part of the way through, and at the
-    end, empty cells go, which makes every later rendering faster.
+    end, empty places go, which makes every later rendering faster.
 
     Raises:
         DataError: the capture was made for another body, or has no frame to fit to.
@@ -99,10 +98,8 @@ def fit_subject(
         if progress is not None:
             progress(step + 1, config.steps)
     field = optimiser.field()
-    field = prune(field, (field.values[:, 3] > _FAINT).float(), ring=0)
+    field = prune(field, field.values[:, 3] > _FAINT, ring=0)
     lattice = build_lattice(body, capture.shape, field)
-    # density fades to nothing where the cells end, or pictures would jump as rays cross the edge
-    field.values[field.rim() & _outside(start, field), 3] = -LOGIT_LIMIT
     psnr_full, psnr_person = measure_psnr(capture, body, lattice, field, device)
     manifest = SubjectManifest(
         name=capture.name,
@@ -172,50 +169,48 @@ def carve(
         mask = frame.target[:, 3:]
         # gradients of the colours are sums of weights: red counts for the person, green against
         counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
-        model.pull_back(*frame.geometry, torch.zeros_like(counted), counted, votes)
+        model.pull_back_to_field(
+            frame.view, frame.slopes, torch.zeros_like(counted), counted, votes
+        )
     yes, no = votes[:, 0].cpu(), votes[:, 1].cpu()
     share = yes / (yes + no).clamp_min(1e-12)
     body_logit = field.values[:, 3]
     voted = ((share - _MAJORITY) * _CERTAINTY).clamp(-6.0, 2.0)
     values = field.values.clone()
     values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
-    return prune(replace(field, values=values), ((share > _MINORITY) | (body_logit > 0)).float())
+    return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
 
 
 def prune(
     field: Field,
-    weight: Tensor,  # [M] how much each vertex matters; 0: not at all
+    matters: Tensor,  # [M] bool
     ring: int = _RING,
 ) -> Field:
-    """Keeps the cells with a corner at most `ring` steps away from what matters."""
+    """Keeps the vertices at most `ring` steps away from what matters."""
     grid = torch.zeros(field.index.shape, dtype=torch.bool)
-    grid[field.index != -1] = weight > 0
-    return field.restricted(field.active & cells_touching(widened(grid, ring)))
+    grid[field.stored] = matters
+    return field.restricted(widened(grid, ring))
 
 
-def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M]
-    """How many rays per picture each field vertex colours; 0 below a threshold.
-
-    Vertices deep in the person count a little: they are seldom seen, but must stay.
-    """
+def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M] bool
+    """Which field vertices colour enough rays, or lie deep in the person: these are seldom seen,
+    but must stay."""
     sums = torch.zeros_like(model.field.values)
     surveyed = frames[:: max(1, len(frames) // _SURVEY)]
     for frame in surveyed:
-        rgba = model.march(*frame.geometry)
+        rgba = model.march(frame.view, frame.slopes)
         count = torch.zeros_like(rgba)
         count[:, 0] = 1.0
-        model.pull_back(*frame.geometry, rgba, count, sums)
-    weight = sums[:, 0] / len(surveyed)
-    solid = model.field.values[:, 3] > _SOLID
-    weight = torch.where(weight > _SHOWN, weight, torch.where(solid, 1e-3 * _SHOWN, 0.0))
-    return weight.cpu()
+        model.pull_back_to_field(frame.view, frame.slopes, rgba, count, sums)
+    shown = sums[:, 0] / len(surveyed) > _SHOWN
+    return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
 
 
 def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
     """Which vertices of `field` lie outside the naked body, from which `start` was made."""
     outside = torch.zeros(start.index.shape, dtype=torch.bool)
-    outside[start.index != -1] = start.values[:, 3] <= 0
-    return outside[field.index != -1]
+    outside[start.stored] = start.values[:, 3] <= 0
+    return outside[field.stored]
 
 
 class _FieldOptimiser:
@@ -248,12 +243,12 @@ class _FieldOptimiser:
 
     def step(self, frame: _Frame, backgrounds: torch.Generator) -> None:
         model = self.model
-        rgba = model.march(*frame.geometry)
+        rgba = model.march(frame.view, frame.slopes)
         behind = torch.rand(len(rgba), 3, generator=backgrounds, device=rgba.device)
         difference = rgba - frame.target
         residual = difference[:, :3] - difference[:, 3:] * behind
         grad_rgba = torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
-        model.pull_back(*frame.geometry, rgba, grad_rgba, self._grad)
+        model.pull_back_to_field(frame.view, frame.slopes, rgba, grad_rgba, self._grad)
         self._grad[:, 3] += self._push
         values = wp.from_torch(model.field.values, dtype=wp.vec4)
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
@@ -289,15 +284,15 @@ class _FieldOptimiser:
             ],
             model.device,
         )
+        model.refresh()
 
 
 def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _Frame:
     camera = _camera(capture, index, model.device)
-    points = pose_lattice(model.lattice, bones[index : index + 1].to(model.device)).contiguous()
-    rays = model.find_rays(points, camera)
-    origins, directions = world_rays(camera, rays)
-    target = _target(capture, index).to(model.device).view(-1, 4)[rays.row]
-    return _Frame(rays, points, origins.contiguous(), directions.contiguous(), target)
+    local = to_camera_bones(camera, bones[index : index + 1].to(model.device))
+    view = model.find_rays(pose_lattice(model.lattice, local), camera)
+    target = _target(capture, index).to(model.device).view(-1, 4)[view.row]
+    return _Frame(view, ray_slopes(camera, view), target)
 
 
 def _bones(capture: Capture, body: BodyModel) -> Tensor:  # [B, 24, 3, 4]

@@ -1,9 +1,9 @@
-"""Warp kernels and functions on the sparse grid: lookup, its adjoint, and fitting steps.
+"""Warp kernels and functions on the field: lookup, its adjoint, and fitting steps.
 
 One source for CPU and CUDA. Knows nothing of rays and lattices.
 """
 
-# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return,attr-defined,type-var"
+# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return,attr-defined,type-var,arg-type"
 import warp as wp
 
 wp.set_module_options({"enable_backward": False})
@@ -13,84 +13,68 @@ wp.set_module_options({"enable_backward": False})
 
 
 @wp.struct
-class Grid:
-    """A sparse grid of (red, green, blue, density logit); see `posegen_ray.subjects.field`."""
+class Blocks:
+    """The field's values, block by block; see `posegen_ray.subjects.field.Field.block_rows`.
 
-    index: wp.array3d(dtype=wp.int32)
-    values: wp.array(dtype=wp.vec4)
-    low: wp.vec3
-    cells_per_metre: float
+    A ray looks up many places in a block of 1 KB before it goes on to the next; in one large grid
+    nearly every look-up would miss the processor's cache.
+    """
+
+    values: wp.array(dtype=wp.vec4)  # [64 N] red, green, blue, density logit
+    rows: wp.array(dtype=wp.int32)  # [64 N] where they come from in the field; -1: nowhere
     density_scale: float  # per metre: density = scale * sigmoid(logit)
 
 
 @wp.struct
 class Cell:
-    """The eight corners of a cell (named by their x, y, z offsets) and the place inside it."""
+    """A cell of a block and the place inside it."""
 
-    r00: int  # row of corner (0, 0, 0); the row of (0, 0, 1) follows it; < 0: nothing here
-    r01: int
-    r10: int
-    r11: int
+    corner: int  # its low corner in `Blocks.values`
     x: float
     y: float
     z: float
 
 
 @wp.func
-def row_of(code: int):
-    if code < 0:
-        return -2 - code
-    return code
-
-
-@wp.func
-def find_cell(grid: Grid, place: wp.vec3):
-    """`place` in cells from the grid's corner."""
+def find_cell(block: int, place: wp.vec3):
+    """`place` in cells from the block's corner, 0 to 3 but for rounding."""
+    x = wp.clamp(int(place[0]), 0, 2)
+    y = wp.clamp(int(place[1]), 0, 2)
+    z = wp.clamp(int(place[2]), 0, 2)
     cell = Cell()
-    cell.r00 = -1
-    if place[0] >= 0.0 and place[1] >= 0.0 and place[2] >= 0.0:
-        x = int(place[0])
-        y = int(place[1])
-        z = int(place[2])
-        if (
-            x < grid.index.shape[0] - 1
-            and y < grid.index.shape[1] - 1
-            and z < grid.index.shape[2] - 1
-        ):
-            code = grid.index[x, y, z]
-            if code >= 0:
-                cell.r00 = code
-                cell.r01 = row_of(grid.index[x, y + 1, z])
-                cell.r10 = row_of(grid.index[x + 1, y, z])
-                cell.r11 = row_of(grid.index[x + 1, y + 1, z])
-                cell.x = place[0] - float(x)
-                cell.y = place[1] - float(y)
-                cell.z = place[2] - float(z)
+    cell.corner = block * 64 + x * 16 + y * 4 + z
+    cell.x = place[0] - float(x)
+    cell.y = place[1] - float(y)
+    cell.z = place[2] - float(z)
     return cell
 
 
 @wp.func
-def interpolate(grid: Grid, cell: Cell):
-    v00 = (1.0 - cell.z) * grid.values[cell.r00] + cell.z * grid.values[cell.r00 + 1]
-    v01 = (1.0 - cell.z) * grid.values[cell.r01] + cell.z * grid.values[cell.r01 + 1]
-    v10 = (1.0 - cell.z) * grid.values[cell.r10] + cell.z * grid.values[cell.r10 + 1]
-    v11 = (1.0 - cell.z) * grid.values[cell.r11] + cell.z * grid.values[cell.r11 + 1]
+def interpolate(blocks: Blocks, cell: Cell):
+    i = cell.corner
+    low_z = 1.0 - cell.z
+    v00 = low_z * blocks.values[i] + cell.z * blocks.values[i + 1]
+    v01 = low_z * blocks.values[i + 4] + cell.z * blocks.values[i + 5]
+    v10 = low_z * blocks.values[i + 16] + cell.z * blocks.values[i + 17]
+    v11 = low_z * blocks.values[i + 20] + cell.z * blocks.values[i + 21]
     v0 = (1.0 - cell.y) * v00 + cell.y * v01
     v1 = (1.0 - cell.y) * v10 + cell.y * v11
     return (1.0 - cell.x) * v0 + cell.x * v1
 
 
 @wp.func
-def pull_back_place(grid: Grid, cell: Cell, grad: wp.vec4):
+def pull_back_place(blocks: Blocks, cell: Cell, grad: wp.vec4):
     """Gradient of `interpolate` with respect to the place, in cells."""
-    a0 = grid.values[cell.r00]
-    a1 = grid.values[cell.r00 + 1]
-    b0 = grid.values[cell.r01]
-    b1 = grid.values[cell.r01 + 1]
-    c0 = grid.values[cell.r10]
-    c1 = grid.values[cell.r10 + 1]
-    d0 = grid.values[cell.r11]
-    d1 = grid.values[cell.r11 + 1]
+    i = cell.corner
+    # the gradient is one number per corner: dot products first, then differences of numbers
+    a0 = wp.dot(grad, blocks.values[i])
+    a1 = wp.dot(grad, blocks.values[i + 1])
+    b0 = wp.dot(grad, blocks.values[i + 4])
+    b1 = wp.dot(grad, blocks.values[i + 5])
+    c0 = wp.dot(grad, blocks.values[i + 16])
+    c1 = wp.dot(grad, blocks.values[i + 17])
+    d0 = wp.dot(grad, blocks.values[i + 20])
+    d1 = wp.dot(grad, blocks.values[i + 21])
     ux = 1.0 - cell.x
     uy = 1.0 - cell.y
     uz = 1.0 - cell.z
@@ -98,31 +82,39 @@ def pull_back_place(grid: Grid, cell: Cell, grad: wp.vec4):
     v01 = uz * b0 + cell.z * b1
     v10 = uz * c0 + cell.z * c1
     v11 = uz * d0 + cell.z * d1
-    along_x = uy * (v10 - v00) + cell.y * (v11 - v01)
-    along_y = ux * (v01 - v00) + cell.x * (v11 - v10)
-    along_z = ux * (uy * (a1 - a0) + cell.y * (b1 - b0)) + cell.x * (
-        uy * (c1 - c0) + cell.y * (d1 - d0)
+    return wp.vec3(
+        uy * (v10 - v00) + cell.y * (v11 - v01),
+        ux * (v01 - v00) + cell.x * (v11 - v10),
+        ux * (uy * (a1 - a0) + cell.y * (b1 - b0)) + cell.x * (uy * (c1 - c0) + cell.y * (d1 - d0)),
     )
-    return wp.vec3(wp.dot(grad, along_x), wp.dot(grad, along_y), wp.dot(grad, along_z))
 
 
 @wp.func
-def pull_back_values(grad_values: wp.array(dtype=wp.vec4), cell: Cell, grad: wp.vec4):
-    """Adds the gradient of `interpolate` with respect to the eight corner values."""
+def add_to_row(grad_values: wp.array(dtype=wp.vec4), row: int, grad: wp.vec4):
+    if row >= 0:
+        wp.atomic_add(grad_values, row, grad)
+
+
+@wp.func
+def pull_back_values(
+    blocks: Blocks, grad_values: wp.array(dtype=wp.vec4), cell: Cell, grad: wp.vec4
+):
+    """Adds the gradient of `interpolate` to the field's rows."""
+    i = cell.corner
     low = (1.0 - cell.z) * grad
     high = cell.z * grad
     w00 = (1.0 - cell.x) * (1.0 - cell.y)
     w01 = (1.0 - cell.x) * cell.y
     w10 = cell.x * (1.0 - cell.y)
     w11 = cell.x * cell.y
-    wp.atomic_add(grad_values, cell.r00, w00 * low)
-    wp.atomic_add(grad_values, cell.r00 + 1, w00 * high)
-    wp.atomic_add(grad_values, cell.r01, w01 * low)
-    wp.atomic_add(grad_values, cell.r01 + 1, w01 * high)
-    wp.atomic_add(grad_values, cell.r10, w10 * low)
-    wp.atomic_add(grad_values, cell.r10 + 1, w10 * high)
-    wp.atomic_add(grad_values, cell.r11, w11 * low)
-    wp.atomic_add(grad_values, cell.r11 + 1, w11 * high)
+    add_to_row(grad_values, blocks.rows[i], w00 * low)
+    add_to_row(grad_values, blocks.rows[i + 1], w00 * high)
+    add_to_row(grad_values, blocks.rows[i + 4], w01 * low)
+    add_to_row(grad_values, blocks.rows[i + 5], w01 * high)
+    add_to_row(grad_values, blocks.rows[i + 16], w10 * low)
+    add_to_row(grad_values, blocks.rows[i + 17], w10 * high)
+    add_to_row(grad_values, blocks.rows[i + 20], w11 * low)
+    add_to_row(grad_values, blocks.rows[i + 21], w11 * high)
 
 
 # --- building and fitting the field -------------------------------------------------------------

@@ -3,14 +3,18 @@
 The renderer's adjoint is written by hand (`march_backward`), because Warp's own differentiation is
 wrong for loops of data-dependent length. `posegen_ray.subjects.warp_cache` compiles this module.
 
-A ray enters the posed lattice through a face of its boundary and walks from tetrahedron to
-tetrahedron. Inside one, barycentric coordinates b carry it back to the T-pose exactly:
+All geometry is in camera space: rays start at 0, and their directions have z = 1, so that the way
+t along a ray is depth. A ray enters the posed lattice through a face of its boundary and walks from
+tetrahedron to tetrahedron. Inside one, barycentric coordinates b carry it back to the T-pose:
 
     b(t) = offset + t rate,   canonical(t) = sum_i b_i(t) rest_i
 
-Each crossing of a tetrahedron gets two samples, at the points of Gauss and Legendre. They move with
+with rate_i = gradient_i . direction. Offsets and gradients are worked out once for each tetrahedron
+and picture (`find_maps`), and so is their adjoint (`pull_back_maps`).
+
+Each crossing of a tetrahedron gets one sample, half-way (about one to a field cell). It moves with
 the tetrahedron, so nothing flickers when the body moves past a fixed grid of depths; and a crossing
-that shrinks to nothing takes its samples' weight with it, so pictures are continuous in pose and
+that shrinks to nothing takes its sample's weight with it, so pictures are continuous in pose and
 camera.
 
 Where the posed lattice overlaps itself (an arm before the trunk, crossed legs) a ray has several
@@ -26,7 +30,7 @@ Knows nothing about torch.
 import warp as wp
 
 from posegen_ray.subjects.grid_kernels import (
-    Grid,
+    Blocks,
     find_cell,
     interpolate,
     pull_back_place,
@@ -42,10 +46,8 @@ LOW_HALF = wp.constant(wp.uint64(2**32 - 1))
 NEAR = wp.constant(0.05)  # metres; triangles nearer than this are not drawn
 FAR = wp.constant(1.0e9)  # metres: a walk that is over
 FLAT = wp.constant(1.0e-9)  # cubic metres (six times the volume): a tetrahedron inside out
+HOLE = wp.constant(1.0e30)  # offset that marks such a tetrahedron
 MOST_CROSSINGS = wp.constant(4096)  # of a ray; a bound for degenerate lattices
-# Gauss-Legendre points of order two, as shares of the way
-FIRST_SHARE = wp.constant(0.21132487)
-SECOND_SHARE = wp.constant(0.78867513)
 
 Tets = wp.types.vector(length=LAYERS, dtype=wp.int32)
 Depths = wp.types.vector(length=LAYERS, dtype=wp.float32)
@@ -145,25 +147,35 @@ def rasterise(
     )
 
 
-@wp.func
-def six_volumes(points: wp.array2d(dtype=wp.vec3), image: int, corners: wp.vec4i):
-    a = points[image, corners[0]]
-    return wp.dot(
-        points[image, corners[1]] - a,
-        wp.cross(points[image, corners[2]] - a, points[image, corners[3]] - a),
-    )
-
-
 @wp.kernel
-def find_flipped(
-    points: wp.array2d(dtype=wp.vec3),  # [B, V]
+def find_maps(
+    points: wp.array2d(dtype=wp.vec3),  # [B, V] camera space
     tets: wp.array(dtype=wp.vec4i),  # [T]
-    flipped: wp.array2d(dtype=wp.uint8),  # [B, T] out: 1 where the pose turns it inside out
+    maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3] out; see `Posed.maps`
 ):
     image, tet = wp.tid()
-    flipped[image, tet] = wp.where(
-        six_volumes(points, image, tets[tet]) <= FLAT, wp.uint8(1), wp.uint8(0)
-    )
+    corners = tets[tet]
+    p = points[image, corners[0]]
+    side_1 = points[image, corners[1]] - p
+    side_2 = points[image, corners[2]] - p
+    side_3 = points[image, corners[3]] - p
+    across = wp.cross(side_2, side_3)
+    volume = wp.dot(side_1, across)
+    if volume <= FLAT:
+        maps[image, tet, 0] = wp.vec4(0.0, 0.0, 0.0, HOLE)
+        return
+    scale = 1.0 / volume
+    g1 = scale * across
+    g2 = scale * wp.cross(side_3, side_1)
+    g3 = scale * wp.cross(side_1, side_2)
+    maps[image, tet, 0] = wp.vec4(g1[0], g1[1], g1[2], -wp.dot(g1, p))
+    maps[image, tet, 1] = wp.vec4(g2[0], g2[1], g2[2], -wp.dot(g2, p))
+    maps[image, tet, 2] = wp.vec4(g3[0], g3[1], g3[2], -wp.dot(g3, p))
+
+
+@wp.func
+def is_hole(row: wp.vec4):
+    return row[3] == HOLE
 
 
 @wp.func
@@ -183,22 +195,22 @@ def rasterise_holes(
     points: wp.array2d(dtype=wp.vec3),  # as in `rasterise`
     tets: wp.array(dtype=wp.vec4i),
     neighbours: wp.array(dtype=wp.vec4i),
-    flipped: wp.array2d(dtype=wp.uint8),
+    maps: wp.array3d(dtype=wp.vec4),
     focal: wp.array(dtype=float),
     principal: wp.array(dtype=wp.vec2),
     box: wp.array(dtype=wp.vec4i),
     start: wp.array(dtype=wp.int32),
     front: wp.array2d(dtype=wp.uint64),
 ):
-    """The faces between flipped tetrahedra and others are boundary, too."""
+    """The faces between holes and whole tetrahedra are boundary, too."""
     image, tet = wp.tid()
-    if flipped[image, tet] == wp.uint8(0):
+    if not is_hole(maps[image, tet, 0]):
         return
     around = neighbours[tet]
     for i in range(4):
         other = around[i]
-        if other >= 0:  # noqa: SIM102 (Warp would look at flipped[-1])
-            if flipped[image, other] == wp.uint8(0):
+        if other >= 0:  # noqa: SIM102 (Warp would look at maps[-1])
+            if not is_hole(maps[image, other, 0]):
                 back = neighbours[other]
                 for j in range(4):
                     if back[j] == tet:
@@ -215,13 +227,16 @@ def rasterise_holes(
 
 
 @wp.struct
-class Lattice:
-    """The posed tetrahedra of every image of a batch."""
+class Posed:
+    """The posed lattice in every picture of a batch."""
 
-    points: wp.array2d(dtype=wp.vec3)  # [B, V] world
-    rest: wp.array(dtype=wp.vec3)  # [V] in the grid's cells
-    tets: wp.array(dtype=wp.vec4i)  # [T]
+    # row i: the gradient (x, y, z) of barycentric coordinate i + 1, and its value at the camera;
+    # coordinate 0 is 1 less the others
+    maps: wp.array3d(dtype=wp.vec4)  # [B, T, 3]
     neighbours: wp.array(dtype=wp.vec4i)  # [T] across the face opposite each corner; -1: none
+    # in cells from the cube's corner: corner 0, then the sides from it to corners 1, 2 and 3
+    patterns: wp.array2d(dtype=wp.vec3)  # [10, 4]
+    first_odd: int  # from this tetrahedron on, cubes are odd
     layers: int
     early_stop: float
 
@@ -230,71 +245,47 @@ class Lattice:
 class Crossing:
     """A ray's way through one tetrahedron."""
 
-    begin: float  # depths; end < begin: the ray misses it, or it is inside out
+    begin: float  # depths; end < begin: the ray misses it
     end: float
     enter: int  # corner opposite the face of either end
     leave: int
-    start: wp.vec3  # place in the grid (cells) at t = 0
+    start: wp.vec3  # place in the block (cells) at t = 0
     velocity: wp.vec3  # its change with t
-    offset: wp.vec4  # barycentric coordinates at t = 0
-    rate: wp.vec4  # their change with t
-
-
-@wp.struct
-class Shape:
-    """A posed tetrahedron: three sides from its first corner, and what turns places into
-    barycentric coordinates."""
-
-    corner: wp.vec3
-    gradient_1: wp.vec3  # of the barycentric coordinates 1 to 3 in the world
-    gradient_2: wp.vec3
-    gradient_3: wp.vec3
-    volume: float  # six times; not positive: inside out, a hole
+    rate: wp.vec4  # change of the barycentric coordinates with t
 
 
 @wp.func
-def shape_of(lattice: Lattice, image: int, corners: wp.vec4i):
-    shape = Shape()
-    p = lattice.points[image, corners[0]]
-    side_1 = lattice.points[image, corners[1]] - p
-    side_2 = lattice.points[image, corners[2]] - p
-    side_3 = lattice.points[image, corners[3]] - p
-    across = wp.cross(side_2, side_3)
-    volume = wp.dot(side_1, across)
-    scale = 1.0 / wp.max(volume, FLAT)
-    shape.corner = p
-    shape.volume = volume
-    shape.gradient_1 = scale * across
-    shape.gradient_2 = scale * wp.cross(side_3, side_1)
-    shape.gradient_3 = scale * wp.cross(side_1, side_2)
-    return shape
+def pattern_of(posed: Posed, tet: int):
+    pattern = tet % 5
+    if tet >= posed.first_odd:
+        pattern = pattern + 5
+    return pattern
 
 
 @wp.func
-def cross_shape(
-    lattice: Lattice, corners: wp.vec4i, shape: Shape, origin: wp.vec3, direction: wp.vec3
-):
+def along(row: wp.vec4, slope: wp.vec2):
+    return row[0] * slope[0] + row[1] * slope[1] + row[2]
+
+
+@wp.func
+def cross_tet(posed: Posed, image: int, tet: int, slope: wp.vec2):
+    row_1 = posed.maps[image, tet, 0]
+    row_2 = posed.maps[image, tet, 1]
+    row_3 = posed.maps[image, tet, 2]
+    o1 = row_1[3]
+    o2 = row_2[3]
+    o3 = row_3[3]
+    r1 = along(row_1, slope)
+    r2 = along(row_2, slope)
+    r3 = along(row_3, slope)
+    offset = wp.vec4(1.0 - o1 - o2 - o3, o1, o2, o3)
     crossing = Crossing()
-    from_p = origin - shape.corner
-    o1 = wp.dot(shape.gradient_1, from_p)
-    o2 = wp.dot(shape.gradient_2, from_p)
-    o3 = wp.dot(shape.gradient_3, from_p)
-    r1 = wp.dot(shape.gradient_1, direction)
-    r2 = wp.dot(shape.gradient_2, direction)
-    r3 = wp.dot(shape.gradient_3, direction)
-    crossing.offset = wp.vec4(1.0 - o1 - o2 - o3, o1, o2, o3)
     crossing.rate = wp.vec4(-r1 - r2 - r3, r1, r2, r3)
-    rest = lattice.rest[corners[0]]
-    edge_1 = lattice.rest[corners[1]] - rest
-    edge_2 = lattice.rest[corners[2]] - rest
-    edge_3 = lattice.rest[corners[3]] - rest
-    crossing.start = rest + o1 * edge_1 + o2 * edge_2 + o3 * edge_3
-    crossing.velocity = r1 * edge_1 + r2 * edge_2 + r3 * edge_3
     begin = float(-FAR)
     end = float(FAR)
     for i in range(4):
         rate = crossing.rate[i]
-        t = -crossing.offset[i] / rate  # a rate of zero gives an infinite t, which never counts
+        t = -offset[i] / rate  # a rate of zero gives an infinite t, which never counts
         if rate > 0.0 and t > begin:
             begin = t
             crossing.enter = i
@@ -303,12 +294,27 @@ def cross_shape(
             crossing.leave = i
     crossing.begin = begin
     crossing.end = end
+    pattern = pattern_of(posed, tet)
+    side_1 = posed.patterns[pattern, 1]
+    side_2 = posed.patterns[pattern, 2]
+    side_3 = posed.patterns[pattern, 3]
+    crossing.start = posed.patterns[pattern, 0] + o1 * side_1 + o2 * side_2 + o3 * side_3
+    crossing.velocity = r1 * side_1 + r2 * side_2 + r3 * side_3
     return crossing
 
 
 @wp.func
-def depth_of(key: wp.uint64):
-    return wp.cast(wp.uint32(key >> wp.uint64(32)), wp.float32)
+def first_walks(front: wp.array2d(dtype=wp.uint64), ray: int, layers: int):
+    """The tetrahedron that each walk begins in, and the depth at which it does."""
+    tets = Tets(-1)
+    depths = Depths(FAR)
+    for layer in range(LAYERS_CONSTANT):
+        if layer < layers:
+            key = front[ray, layer]
+            if key != EMPTY:
+                tets[layer] = int(wp.uint32(key & LOW_HALF))
+                depths[layer] = wp.cast(wp.uint32(key >> wp.uint64(32)), wp.float32)
+    return tets, depths
 
 
 @wp.func
@@ -323,26 +329,19 @@ def nearest_walk(depths: Depths):
 @wp.kernel
 def march(
     image_of: wp.array(dtype=wp.int32),  # [N] image of each ray
-    origins: wp.array(dtype=wp.vec3),  # [B]
-    directions: wp.array(dtype=wp.vec3),  # [N] z = 1 in camera space
+    slopes: wp.array(dtype=wp.vec2),  # [N] x and y of its direction, whose z is 1
     front: wp.array2d(dtype=wp.uint64),  # [N, LAYERS]
-    lattice: Lattice,
-    grid: Grid,
+    posed: Posed,
+    blocks: Blocks,
     rgba: wp.array(dtype=wp.vec4),  # [N] out, premultiplied
 ):
     ray = wp.tid()
     image = image_of[ray]
-    origin = origins[image]
-    direction = directions[ray]
-    norm = wp.length(direction)
+    slope = slopes[ray]
+    norm = wp.sqrt(1.0 + wp.dot(slope, slope))
     light = float(1.0)
     colour = wp.vec3(0.0, 0.0, 0.0)
-    tets = Tets(-1)  # where each walk is
-    depths = Depths(FAR)  # and where it entered that tetrahedron
-    for layer in range(LAYERS_CONSTANT):
-        if layer < lattice.layers and front[ray, layer] != EMPTY:
-            tets[layer] = int(wp.uint32(front[ray, layer] & LOW_HALF))
-            depths[layer] = depth_of(front[ray, layer])
+    tets, depths = first_walks(front, ray, posed.layers)
     several = depths[1] < FAR
     for _ in range(MOST_CROSSINGS):
         walk = int(0)
@@ -351,127 +350,100 @@ def march(
         depth = depths[walk]
         if depth >= FAR:
             break
-        corners = lattice.tets[tets[walk]]
-        shape = shape_of(lattice, image, corners)
+        tet = tets[walk]
         onward = int(-1)
         end = depth
-        if shape.volume > FLAT:
-            crossing = cross_shape(lattice, corners, shape, origin, direction)
+        if not is_hole(posed.maps[image, tet, 0]):
+            crossing = cross_tet(posed, image, tet, slope)
             end = wp.max(crossing.end, depth)
-            onward = lattice.neighbours[tets[walk]][crossing.leave]
+            onward = posed.neighbours[tet][crossing.leave]
             way = crossing.end - crossing.begin
             if way > 0.0:
-                length = 0.5 * way * norm
-                for sample in range(2):
-                    share = FIRST_SHARE
-                    if sample == 1:
-                        share = SECOND_SHARE
-                    t = crossing.begin + share * way
-                    cell = find_cell(grid, crossing.start + t * crossing.velocity)
-                    if cell.r00 >= 0:
-                        value = interpolate(grid, cell)
-                        density = grid.density_scale / (1.0 + wp.exp(-value[3]))
-                        passed = wp.exp(-density * length)
-                        colour += (light * (1.0 - passed)) * wp.vec3(value[0], value[1], value[2])
-                        light = light * passed
+                t = crossing.begin + 0.5 * way
+                cell = find_cell(tet / 5, crossing.start + t * crossing.velocity)
+                value = interpolate(blocks, cell)
+                density = blocks.density_scale / (1.0 + wp.exp(-value[3]))
+                passed = wp.exp(-density * way * norm)
+                colour += (light * (1.0 - passed)) * wp.vec3(value[0], value[1], value[2])
+                light = light * passed
         tets[walk] = onward
         depths[walk] = FAR
         if onward >= 0:
             depths[walk] = end
-        if light < lattice.early_stop:
+        if light < posed.early_stop:
             break
     rgba[ray] = wp.vec4(colour[0], colour[1], colour[2], 1.0 - light)
 
 
-@wp.struct
-class RayGradient:
-    origin: wp.vec3
-    direction: wp.vec3
-
-
 @wp.func
-def corner_gradient(shape: Shape, corner: int):
-    """Gradient of a corner's barycentric coordinate in the world."""
-    if corner == 1:
-        return shape.gradient_1
-    if corner == 2:
-        return shape.gradient_2
-    if corner == 3:
-        return shape.gradient_3
-    return -(shape.gradient_1 + shape.gradient_2 + shape.gradient_3)
+def towards(corner: int):
+    """What the gradient of a corner's coordinate is of those of coordinates 1 to 3."""
+    if corner == 0:
+        return wp.vec3(-1.0, -1.0, -1.0)
+    unit = wp.vec3(0.0, 0.0, 0.0)
+    unit[corner - 1] = 1.0
+    return unit
 
 
 @wp.func
 def pull_back_crossing(
-    lattice: Lattice,
+    posed: Posed,
     image: int,
-    corners: wp.vec4i,
-    shape: Shape,
+    tet: int,
+    slope: wp.vec2,
     crossing: Crossing,
-    pull: wp.vec3,  # sum over samples of d(loss)/d(canonical place in cells)
-    pull_t: wp.vec3,  # the same, each times its depth
-    grad_begin: float,  # d(loss)/d(crossing.begin)
-    grad_end: float,
-    grad_points: wp.array2d(dtype=wp.vec3),
+    pull: wp.vec3,  # d(loss)/d(the sample's place in the block)
+    grad_way: float,  # d(loss)/d(crossing.end - crossing.begin)
+    grad_maps: wp.array3d(dtype=wp.vec4),
 ):
-    """Adds the gradient of a crossing to the lattice's points; returns the ray's.
+    """Adds the gradient of a crossing to the tetrahedron's map; returns the slope's.
 
-    A sample's place in the world pulls with `here` (constant) and `here_t` (times depth); moving a
-    corner i by v is like moving the place by -b_i v. The ends obey b(end) = 0 for their corner.
+    The ends obey coordinate(end) = 0 for the corner opposite their face.
     """
-    rest = lattice.rest[corners[0]]
-    edge_1 = lattice.rest[corners[1]] - rest
-    edge_2 = lattice.rest[corners[2]] - rest
-    edge_3 = lattice.rest[corners[3]] - rest
-    here = (
-        wp.dot(edge_1, pull) * shape.gradient_1
-        + wp.dot(edge_2, pull) * shape.gradient_2
-        + wp.dot(edge_3, pull) * shape.gradient_3
-    )
-    here_t = (
-        wp.dot(edge_1, pull_t) * shape.gradient_1
-        + wp.dot(edge_2, pull_t) * shape.gradient_2
-        + wp.dot(edge_3, pull_t) * shape.gradient_3
-    )
-    enter = corner_gradient(shape, crossing.enter) * (grad_begin / crossing.rate[crossing.enter])
-    leave = corner_gradient(shape, crossing.leave) * (grad_end / crossing.rate[crossing.leave])
-    here -= enter + leave
-    here_t -= crossing.begin * enter + crossing.end * leave
-    for i in range(4):
+    pattern = pattern_of(posed, tet)
+    side_1 = posed.patterns[pattern, 1]
+    side_2 = posed.patterns[pattern, 2]
+    side_3 = posed.patterns[pattern, 3]
+    half = 0.5 * wp.dot(pull, crossing.velocity)  # the sample moves with either end
+    enter = ((half - grad_way) / crossing.rate[crossing.enter]) * towards(crossing.enter)
+    leave = ((half + grad_way) / crossing.rate[crossing.leave]) * towards(crossing.leave)
+    offset = wp.vec3(wp.dot(side_1, pull), wp.dot(side_2, pull), wp.dot(side_3, pull))
+    rate = 0.5 * (crossing.begin + crossing.end) * offset
+    offset -= enter + leave
+    rate -= crossing.begin * enter + crossing.end * leave
+    result = wp.vec2(0.0, 0.0)
+    for i in range(3):
+        row = posed.maps[image, tet, i]
+        result += rate[i] * wp.vec2(row[0], row[1])
         wp.atomic_add(
-            grad_points,
+            grad_maps,
             image,
-            corners[i],
-            -(crossing.offset[i] * here + crossing.rate[i] * here_t),
+            tet,
+            i,
+            wp.vec4(rate[i] * slope[0], rate[i] * slope[1], rate[i], offset[i]),
         )
-    result = RayGradient()
-    result.origin = here
-    result.direction = here_t
     return result
 
 
 @wp.kernel
 def march_backward(
-    image_of: wp.array(dtype=wp.int32),
-    origins: wp.array(dtype=wp.vec3),
-    directions: wp.array(dtype=wp.vec3),
+    image_of: wp.array(dtype=wp.int32),  # as in `march`
+    slopes: wp.array(dtype=wp.vec2),
     front: wp.array2d(dtype=wp.uint64),
-    lattice: Lattice,
-    grid: Grid,
+    posed: Posed,
+    blocks: Blocks,
     rgba: wp.array(dtype=wp.vec4),  # [N] what `march` gave
     grad_rgba: wp.array(dtype=wp.vec4),  # [N]
-    to_pose: int,  # 1: add to grad_points and set grad_origins, grad_directions
+    to_pose: int,  # 1: add to grad_maps and set grad_slopes
     to_field: int,  # 1: add to grad_values
-    grad_points: wp.array2d(dtype=wp.vec3),  # [B, V]
-    grad_origins: wp.array(dtype=wp.vec3),  # [N], per ray
-    grad_directions: wp.array(dtype=wp.vec3),  # [N]
+    grad_maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3]
+    grad_slopes: wp.array(dtype=wp.vec2),  # [N]
     grad_values: wp.array(dtype=wp.vec4),  # [M]
 ):
     ray = wp.tid()
     image = image_of[ray]
-    origin = origins[image]
-    direction = directions[ray]
-    norm = wp.length(direction)
+    slope = slopes[ray]
+    norm = wp.sqrt(1.0 + wp.dot(slope, slope))
     out = rgba[ray]
     grad = grad_rgba[ray]
     grad_colour = wp.vec3(grad[0], grad[1], grad[2])
@@ -479,14 +451,8 @@ def march_backward(
     behind = wp.dot(grad_colour, wp.vec3(out[0], out[1], out[2])) - grad[3] * (1.0 - out[3])
     light = float(1.0)
     grad_norm = float(0.0)
-    grad_origin = wp.vec3(0.0, 0.0, 0.0)
-    grad_direction = wp.vec3(0.0, 0.0, 0.0)
-    tets = Tets(-1)
-    depths = Depths(FAR)
-    for layer in range(LAYERS_CONSTANT):
-        if layer < lattice.layers and front[ray, layer] != EMPTY:
-            tets[layer] = int(wp.uint32(front[ray, layer] & LOW_HALF))
-            depths[layer] = depth_of(front[ray, layer])
+    grad_slope = wp.vec2(0.0, 0.0)
+    tets, depths = first_walks(front, ray, posed.layers)
     several = depths[1] < FAR
     for _ in range(MOST_CROSSINGS):
         walk = int(0)
@@ -495,77 +461,94 @@ def march_backward(
         depth = depths[walk]
         if depth >= FAR:
             break
-        corners = lattice.tets[tets[walk]]
-        shape = shape_of(lattice, image, corners)
+        tet = tets[walk]
         onward = int(-1)
         end = depth
-        if shape.volume > FLAT:
-            crossing = cross_shape(lattice, corners, shape, origin, direction)
+        if not is_hole(posed.maps[image, tet, 0]):
+            crossing = cross_tet(posed, image, tet, slope)
             end = wp.max(crossing.end, depth)
-            onward = lattice.neighbours[tets[walk]][crossing.leave]
+            onward = posed.neighbours[tet][crossing.leave]
             way = crossing.end - crossing.begin
             if way > 0.0:
-                length = 0.5 * way * norm
-                pull = wp.vec3(0.0, 0.0, 0.0)
-                pull_t = wp.vec3(0.0, 0.0, 0.0)
-                grad_begin = float(0.0)
-                grad_end = float(0.0)
-                seen = int(0)
-                for sample in range(2):
-                    share = FIRST_SHARE
-                    if sample == 1:
-                        share = SECOND_SHARE
-                    t = crossing.begin + share * way
-                    cell = find_cell(grid, crossing.start + t * crossing.velocity)
-                    if cell.r00 >= 0:
-                        value = interpolate(grid, cell)
-                        sigmoid = 1.0 / (1.0 + wp.exp(-value[3]))
-                        density = grid.density_scale * sigmoid
-                        passed = wp.exp(-density * length)
-                        weight = light * (1.0 - passed)
-                        light = light * passed
-                        worth = wp.dot(grad_colour, wp.vec3(value[0], value[1], value[2]))
-                        behind = behind - weight * worth
-                        grad_depth = light * worth - behind  # d(loss) / d(density * length)
-                        grad_value = wp.vec4(
-                            weight * grad[0],
-                            weight * grad[1],
-                            weight * grad[2],
-                            grad_depth * length * density * (1.0 - sigmoid),
-                        )
-                        if to_field == 1:
-                            pull_back_values(grad_values, cell, grad_value)
-                        if to_pose == 1:
-                            seen = 1
-                            place = pull_back_place(grid, cell, grad_value)
-                            pull += place
-                            pull_t += t * place
-                            along = wp.dot(place, crossing.velocity)
-                            grad_length = grad_depth * density
-                            grad_norm += grad_length * 0.5 * way
-                            grad_begin += (1.0 - share) * along - grad_length * 0.5 * norm
-                            grad_end += share * along + grad_length * 0.5 * norm
-                if seen == 1:
-                    moved = pull_back_crossing(
-                        lattice,
+                t = crossing.begin + 0.5 * way
+                cell = find_cell(tet / 5, crossing.start + t * crossing.velocity)
+                value = interpolate(blocks, cell)
+                sigmoid = 1.0 / (1.0 + wp.exp(-value[3]))
+                density = blocks.density_scale * sigmoid
+                length = way * norm
+                passed = wp.exp(-density * length)
+                weight = light * (1.0 - passed)
+                light = light * passed
+                worth = wp.dot(grad_colour, wp.vec3(value[0], value[1], value[2]))
+                behind = behind - weight * worth
+                grad_depth = light * worth - behind  # d(loss) / d(density * length)
+                grad_value = wp.vec4(
+                    weight * grad[0],
+                    weight * grad[1],
+                    weight * grad[2],
+                    grad_depth * length * density * (1.0 - sigmoid),
+                )
+                if to_field == 1:
+                    pull_back_values(blocks, grad_values, cell, grad_value)
+                if to_pose == 1:
+                    grad_norm += grad_depth * density * way
+                    grad_slope += pull_back_crossing(
+                        posed,
                         image,
-                        corners,
-                        shape,
+                        tet,
+                        slope,
                         crossing,
-                        pull,
-                        pull_t,
-                        grad_begin,
-                        grad_end,
-                        grad_points,
+                        pull_back_place(blocks, cell, grad_value),
+                        grad_depth * density * norm,
+                        grad_maps,
                     )
-                    grad_origin += moved.origin
-                    grad_direction += moved.direction
         tets[walk] = onward
         depths[walk] = FAR
         if onward >= 0:
             depths[walk] = end
-        if light < lattice.early_stop:
+        if light < posed.early_stop:
             break
     if to_pose == 1:
-        grad_origins[ray] = grad_origin
-        grad_directions[ray] = grad_direction + (grad_norm / norm) * direction
+        grad_slopes[ray] = grad_slope + (grad_norm / norm) * slope
+
+
+@wp.func
+def head_of(row: wp.vec4):
+    return wp.vec3(row[0], row[1], row[2])
+
+
+@wp.kernel
+def pull_back_maps(
+    tets: wp.array(dtype=wp.vec4i),  # [T]
+    points: wp.array2d(dtype=wp.vec3),  # [B, V]
+    maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3] what `find_maps` gave
+    grad_maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3]
+    grad_points: wp.array2d(dtype=wp.vec3),  # [B, V] added to
+):
+    """The adjoint of `find_maps`.
+
+    The gradients are the rows of the inverse of the matrix E of sides; for a pull D on the
+    inverse, E is pulled by -inverse^T D inverse^T.
+    """
+    image, tet = wp.tid()
+    row_1 = grad_maps[image, tet, 0]
+    row_2 = grad_maps[image, tet, 1]
+    row_3 = grad_maps[image, tet, 2]
+    if wp.length_sq(row_1) + wp.length_sq(row_2) + wp.length_sq(row_3) == 0.0:
+        return
+    corners = tets[tet]
+    p = points[image, corners[0]]
+    g1 = head_of(maps[image, tet, 0])
+    g2 = head_of(maps[image, tet, 1])
+    g3 = head_of(maps[image, tet, 2])
+    d1 = head_of(row_1) - row_1[3] * p
+    d2 = head_of(row_2) - row_2[3] * p
+    d3 = head_of(row_3) - row_3[3] * p
+    pull_1 = -(wp.dot(d1, g1) * g1 + wp.dot(d2, g1) * g2 + wp.dot(d3, g1) * g3)
+    pull_2 = -(wp.dot(d1, g2) * g1 + wp.dot(d2, g2) * g2 + wp.dot(d3, g2) * g3)
+    pull_3 = -(wp.dot(d1, g3) * g1 + wp.dot(d2, g3) * g2 + wp.dot(d3, g3) * g3)
+    pull_0 = -(pull_1 + pull_2 + pull_3) - (row_1[3] * g1 + row_2[3] * g2 + row_3[3] * g3)
+    wp.atomic_add(grad_points, image, corners[0], pull_0)
+    wp.atomic_add(grad_points, image, corners[1], pull_1)
+    wp.atomic_add(grad_points, image, corners[2], pull_2)
+    wp.atomic_add(grad_points, image, corners[3], pull_3)

@@ -1,8 +1,9 @@
 """The fast renderer: Warp kernels behind a torch.autograd.Function.
 
-Torch skins the lattice, makes the rays and differentiates both; the kernels find where rays enter
-the lattice, walk through it, and pull gradients back. All images of a batch share the launches.
-Legend: B images, V lattice vertices, N rays that meet the lattice, M field vertices.
+Torch skins the lattice into camera space, makes the rays and differentiates both; the kernels find
+where rays enter the lattice, walk through it, and pull gradients back. All images of a batch share
+the launches. Legend: B images, V lattice vertices, T tetrahedra, N rays that meet the lattice,
+M field vertices.
 """
 
 from __future__ import annotations
@@ -16,22 +17,25 @@ import torch
 import warp as wp
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
-from posegen_ray.body.camera import Camera, to_camera
+from posegen_ray.body.camera import Camera
 from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import grid_kernels, kernels
-from posegen_ray.subjects.deform import Lattice, pose_lattice
-from posegen_ray.subjects.field import DENSITY_SCALE, Field
+from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_lattice
+from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, Field
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
-_IMAGES_AT_ONCE = 16  # bounds the memory of the entry buffers: 3 MB an image at 256 x 256
+_IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
 _NEAR = 0.05  # metres; kernels.NEAR
 
 
 @dataclass(frozen=True)
-class Rays:
-    """The pixels whose rays meet the posed lattice, with their sorted entries; no gradients."""
+class View:
+    """What a batch of pictures shows of the posed lattice; no gradients."""
 
+    maps: Tensor  # [B, T, 3, 4] barycentric coordinates of each tetrahedron; see `kernels.Posed`
+    # the pixels whose rays meet the lattice
     image: Tensor  # [N] int32, ascending
     row: Tensor  # [N] int64 index into the batch's B * H * W pixels
     centre: Tensor  # [N, 2] pixel centres
@@ -55,26 +59,36 @@ class FusedModel:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        warp_name = warp_device_name(self.device)
-        prepare(warp_name, kernels.__name__)
+        prepare(warp_device_name(self.device), kernels.__name__)
         self.config = config
         self.lattice = lattice.to(self.device)
         self.field = field.to(self.device)
         # Warp arrays below are views: these tensors must stay alive with them
-        low = torch.tensor(field.low, device=self.device)
-        self._rest = ((self.lattice.rest - low) / field.voxel).contiguous()
         self._boundary = self.lattice.boundary
-        self._warp_rest = wp.from_torch(self._rest, dtype=wp.vec3)
+        self._patterns = _patterns().to(self.device)
+        self._rows = self.field.block_rows(self.lattice.cubes).flatten()
+        self._values = torch.empty(len(self._rows), 4, device=self.device)
+        self.refresh()
         self._warp_tets = wp.from_torch(self.lattice.tets, dtype=wp.vec4i)
         self._warp_neighbours = wp.from_torch(self.lattice.neighbours, dtype=wp.vec4i)
         self._warp_boundary = wp.from_torch(self._boundary, dtype=wp.vec4i)
-        grid = grid_kernels.Grid()
-        grid.index = wp.from_torch(self.field.index, dtype=wp.int32)
-        grid.values = wp.from_torch(self.field.values, dtype=wp.vec4)
-        grid.low = wp.vec3(*field.low)
-        grid.cells_per_metre = 1.0 / field.voxel
-        grid.density_scale = DENSITY_SCALE
-        self._grid = grid
+        self._warp_patterns = wp.from_torch(self._patterns, dtype=wp.vec3)
+        self._first_odd = 5 * self.lattice.even
+        blocks = grid_kernels.Blocks()
+        blocks.values = wp.from_torch(self._values, dtype=wp.vec4)
+        blocks.rows = wp.from_torch(self._rows, dtype=wp.int32)
+        blocks.density_scale = DENSITY_SCALE
+        self._blocks = blocks
+
+    def refresh(self) -> None:
+        """Takes over `field.values`, after they have changed."""
+        absent = torch.tensor([ABSENT], device=self.device)
+        torch.index_select(
+            torch.cat([self.field.values, absent]),
+            0,
+            torch.where(self._rows < 0, len(self.field.values), self._rows),
+            out=self._values,
+        )
 
     def draw(
         self,
@@ -82,62 +96,59 @@ class FusedModel:
         camera: Camera,
     ) -> Tensor:  # [B, H, W, 4] premultiplied
         """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
-        batch = len(camera)
         pieces = [
             self._draw_piece(
                 bones[start : start + _IMAGES_AT_ONCE], camera[start : start + _IMAGES_AT_ONCE]
             )
-            for start in range(0, batch, _IMAGES_AT_ONCE)
+            for start in range(0, len(camera), _IMAGES_AT_ONCE)
         ]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _draw_piece(self, bones: Tensor, camera: Camera) -> Tensor:
-        points = pose_lattice(self.lattice, bones)
-        rays = self.find_rays(points.detach(), camera.detach())
-        origins, directions = world_rays(camera, rays)
-        colours: Tensor = _March.apply(  # type: ignore[no-untyped-call]
-            self, rays, points, origins, directions
-        )
+        points = pose_lattice(self.lattice, to_camera_bones(camera, bones))
+        view = self.find_rays(points.detach(), camera.detach())
+        slopes = ray_slopes(camera, view)
+        colours: Tensor = _March.apply(self, view, points, slopes)  # type: ignore[no-untyped-call]
         flat = torch.zeros(len(camera) * camera.height * camera.width, 4, device=self.device)
-        flat = flat.index_copy(0, rays.row, colours)
+        flat = flat.index_copy(0, view.row, colours)
         return flat.view(len(camera), camera.height, camera.width, 4)
 
     def find_rays(
         self,
-        points: Tensor,  # [B, V, 3] world
+        points: Tensor,  # [B, V, 3] camera space
         camera: Camera,
-    ) -> Rays:
-        """Rasterises the posed lattice's boundary into sorted entries per pixel."""
-        local = to_camera(camera, points).contiguous()
-        box = _bounding_boxes(local, camera)
+    ) -> View:
+        """Inverts the posed tetrahedra, and rasterises their boundary into sorted entries."""
+        batch, tets = len(camera), len(self.lattice.tets)
+        points = points.contiguous()
+        maps = torch.empty(batch, tets, 3, 4, device=self.device)
+        box = _bounding_boxes(points, camera)
         areas = box[:, 2] * box[:, 3]
         start = areas.cumsum(0) - areas
         total = int(areas.sum())
         front = torch.full((total, kernels.LAYERS), -1, dtype=torch.int64, device=self.device)
+        warp_points = wp.from_torch(points, dtype=wp.vec3)
+        warp_maps = wp.from_torch(maps, dtype=wp.vec4)
+        self._launch(kernels.find_maps, (batch, tets), [warp_points, self._warp_tets, warp_maps])
         if total:
-            batch, tets = len(camera), self.lattice.tets
-            flipped = torch.empty(batch, len(tets), dtype=torch.uint8, device=self.device)
-            warp_local = wp.from_torch(local, dtype=wp.vec3)
-            warp_flipped = wp.from_torch(flipped)
-            views = [
+            pixels = [
                 wp.from_torch(camera.focal.contiguous(), dtype=wp.float32),
                 wp.from_torch(camera.principal.contiguous(), dtype=wp.vec2),
                 wp.from_torch(box, dtype=wp.vec4i),
                 wp.from_torch(start.int(), dtype=wp.int32),
                 wp.from_torch(front, dtype=wp.uint64),
             ]
-            faces = [warp_local, self._warp_boundary]
-            self._launch(kernels.rasterise, (batch, len(self._boundary)), [*faces, *views])
-            inside = [warp_local, self._warp_tets]
-            self._launch(kernels.find_flipped, (batch, len(tets)), [*inside, warp_flipped])
-            inside += [self._warp_neighbours, warp_flipped]
-            self._launch(kernels.rasterise_holes, (batch, len(tets)), [*inside, *views])
+            outer = [warp_points, self._warp_boundary, *pixels]
+            self._launch(kernels.rasterise, (batch, len(self._boundary)), outer)
+            inner = [warp_points, self._warp_tets, self._warp_neighbours, warp_maps, *pixels]
+            self._launch(kernels.rasterise_holes, (batch, tets), inner)
         hit = (front[:, 0] != -1).nonzero()[:, 0]
         image = torch.searchsorted(start + areas, hit, right=True)
         inside_box = hit - start[image]
         x = box[image, 0] + inside_box % box[image, 2]
         y = box[image, 1] + inside_box // box[image, 2]
-        return Rays(
+        return View(
+            maps,
             image.int(),
             (image * camera.height + y) * camera.width + x,
             torch.stack([x, y], -1) + 0.5,
@@ -146,72 +157,100 @@ class FusedModel:
 
     def march(
         self,
-        rays: Rays,
-        points: Tensor,  # [B, V, 3]
-        origins: Tensor,  # [B, 3]
-        directions: Tensor,  # [N, 3]
+        view: View,
+        slopes: Tensor,  # [N, 2]
     ) -> Tensor:  # [N, 4]
         """Premultiplied colour of each ray. Carries no gradient: see `_March`."""
-        rgba = torch.empty(len(rays.row), 4, device=self.device)
+        rgba = torch.empty(len(view.row), 4, device=self.device)
         if len(rgba):
-            inputs = self._ray_inputs(rays, points, origins, directions)
+            inputs = self._ray_inputs(view, slopes)
             self._launch(kernels.march, len(rgba), [*inputs, wp.from_torch(rgba, dtype=wp.vec4)])
         return rgba
 
     def pull_back(
         self,
-        rays: Rays,
-        points: Tensor,
-        origins: Tensor,
-        directions: Tensor,
+        view: View,
+        points: Tensor,  # [B, V, 3]
+        slopes: Tensor,
         rgba: Tensor,  # [N, 4] what `march` gave
         grad_rgba: Tensor,  # [N, 4]
-        grad_values: Tensor | None = None,  # [M, 4] added to; then poses get no gradient
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of points, origins and directions."""
-        to_pose = grad_values is None
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of points and slopes."""
         grad_points = torch.zeros_like(points)
-        ray_origins = torch.zeros_like(directions)
-        grad_directions = torch.zeros_like(directions)
-        if grad_values is None:
-            grad_values = torch.zeros(1, 4, device=self.device)
+        grad_slopes = torch.zeros_like(slopes)
         if len(rgba):
-            inputs = self._ray_inputs(rays, points, origins, directions)
+            grad_maps = torch.zeros_like(view.maps)
+            nothing = torch.zeros(1, 4, device=self.device)
+            self._march_backward(
+                view, slopes, rgba, grad_rgba, (1, 0), (grad_maps, grad_slopes, nothing)
+            )
             self._launch(
-                kernels.march_backward,
-                len(rgba),
+                kernels.pull_back_maps,
+                (len(points), len(self.lattice.tets)),
                 [
-                    *inputs,
-                    wp.from_torch(rgba, dtype=wp.vec4),
-                    wp.from_torch(grad_rgba.contiguous(), dtype=wp.vec4),
-                    int(to_pose),
-                    int(not to_pose),
+                    self._warp_tets,
+                    wp.from_torch(points, dtype=wp.vec3),
+                    wp.from_torch(view.maps, dtype=wp.vec4),
+                    wp.from_torch(grad_maps, dtype=wp.vec4),
                     wp.from_torch(grad_points, dtype=wp.vec3),
-                    wp.from_torch(ray_origins, dtype=wp.vec3),
-                    wp.from_torch(grad_directions, dtype=wp.vec3),
-                    wp.from_torch(grad_values, dtype=wp.vec4),
                 ],
             )
-        grad_origins = torch.zeros_like(origins).index_add_(0, rays.image, ray_origins)
-        return grad_points, grad_origins, grad_directions
+        return grad_points, grad_slopes
 
-    def _ray_inputs(
-        self, rays: Rays, points: Tensor, origins: Tensor, directions: Tensor
-    ) -> list[Any]:
-        lattice = kernels.Lattice()
-        lattice.points = wp.from_torch(points, dtype=wp.vec3)
-        lattice.rest = self._warp_rest
-        lattice.tets = self._warp_tets
-        lattice.neighbours = self._warp_neighbours
-        lattice.layers = self.config.layers
-        lattice.early_stop = self.config.early_stop
+    def pull_back_to_field(
+        self,
+        view: View,
+        slopes: Tensor,
+        rgba: Tensor,  # [N, 4] what `march` gave
+        grad_rgba: Tensor,  # [N, 4]
+        grad_values: Tensor,  # [M, 4] added to
+    ) -> None:
+        """Gradient of the field's values."""
+        if len(rgba):
+            no_maps = torch.zeros(1, 1, 3, 4, device=self.device)
+            no_slopes = torch.zeros(1, 2, device=self.device)
+            self._march_backward(
+                view, slopes, rgba, grad_rgba, (0, 1), (no_maps, no_slopes, grad_values)
+            )
+
+    def _march_backward(
+        self,
+        view: View,
+        slopes: Tensor,
+        rgba: Tensor,
+        grad_rgba: Tensor,
+        wanted: tuple[int, int],  # to the pose, to the field
+        gradients: tuple[Tensor, Tensor, Tensor],  # of maps, slopes, the field's values
+    ) -> None:
+        maps, by_slope, values = gradients
+        self._launch(
+            kernels.march_backward,
+            len(rgba),
+            [
+                *self._ray_inputs(view, slopes),
+                wp.from_torch(rgba, dtype=wp.vec4),
+                wp.from_torch(grad_rgba.contiguous(), dtype=wp.vec4),
+                *wanted,
+                wp.from_torch(maps, dtype=wp.vec4),
+                wp.from_torch(by_slope, dtype=wp.vec2),
+                wp.from_torch(values, dtype=wp.vec4),
+            ],
+        )
+
+    def _ray_inputs(self, view: View, slopes: Tensor) -> list[Any]:
+        posed = kernels.Posed()
+        posed.maps = wp.from_torch(view.maps, dtype=wp.vec4)
+        posed.neighbours = self._warp_neighbours
+        posed.patterns = self._warp_patterns
+        posed.first_odd = self._first_odd
+        posed.layers = self.config.layers
+        posed.early_stop = self.config.early_stop
         return [
-            wp.from_torch(rays.image, dtype=wp.int32),
-            wp.from_torch(origins, dtype=wp.vec3),
-            wp.from_torch(directions, dtype=wp.vec3),
-            wp.from_torch(rays.front, dtype=wp.uint64),
-            lattice,
-            self._grid,
+            wp.from_torch(view.image, dtype=wp.int32),
+            wp.from_torch(slopes, dtype=wp.vec2),
+            wp.from_torch(view.front, dtype=wp.uint64),
+            posed,
+            self._blocks,
         ]
 
     def _launch(self, kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any]) -> None:
@@ -223,16 +262,11 @@ class _March(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        model: FusedModel,
-        rays: Rays,
-        points: Tensor,
-        origins: Tensor,
-        directions: Tensor,
+        ctx: Any, model: FusedModel, view: View, points: Tensor, slopes: Tensor
     ) -> Tensor:
-        geometry = [t.detach().contiguous() for t in (points, origins, directions)]
-        rgba = model.march(rays, *geometry)
-        ctx.model, ctx.rays = model, rays
+        geometry = points.detach().contiguous(), slopes.detach().contiguous()
+        rgba = model.march(view, geometry[1])
+        ctx.model, ctx.view = model, view
         ctx.save_for_backward(*geometry, rgba)
         return rgba
 
@@ -240,20 +274,33 @@ class _March(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_rgba: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved = [tensor.detach() for tensor in ctx.saved_tensors]
-        return None, None, *ctx.model.pull_back(ctx.rays, *saved, grad_rgba)
+        return None, None, *ctx.model.pull_back(ctx.view, *saved, grad_rgba)
 
 
-def world_rays(
+def to_camera_bones(
     camera: Camera,
-    rays: Rays,
-) -> tuple[Tensor, Tensor]:  # origins [B, 3], directions [N, 3] with z = 1 in camera space
-    """World-space rays through the given pixels. Differentiable in every camera tensor."""
-    image = rays.image.long()
-    local = (rays.centre - camera.principal[image]) / camera.focal[image, None]
-    local = torch.cat([local, torch.ones_like(local[:, :1])], -1)
-    directions = (local[:, None] @ camera.rotation[image])[:, 0]
-    origins = -(camera.translation[:, None] @ camera.rotation)[:, 0]
-    return origins, directions
+    bones: Tensor,  # [B, 24, 3, 4] rest to world
+) -> Tensor:  # [B, 24, 3, 4] rest to camera space
+    """Differentiable in both."""
+    turned = camera.rotation[:, None] @ bones
+    shift = pad(camera.translation[:, None, :, None], (3, 0))
+    return turned + shift
+
+
+def ray_slopes(
+    camera: Camera,
+    view: View,
+) -> Tensor:  # [N, 2]
+    """x and y of the rays' directions in camera space, where z = 1. Differentiable in focal length
+    and principal point."""
+    image = view.image.long()
+    return (view.centre - camera.principal[image]) / camera.focal[image, None]
+
+
+def _patterns() -> Tensor:  # [10, 4, 3]
+    """Tetrahedra in a cube's cells: corner 0, then the sides from it; see `kernels.Posed`."""
+    places = torch.from_numpy(PATTERN_PLACES).float().flatten(0, 1)
+    return torch.cat([places[:, :1], places[:, 1:] - places[:, :1]], 1).contiguous()
 
 
 def _bounding_boxes(

@@ -15,11 +15,10 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera, rays
 from posegen_ray.config import RendererConfig
 from posegen_ray.subjects.deform import FACES, Lattice, pose_lattice
-from posegen_ray.subjects.field import DENSITY_SCALE, Field
+from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, Field
 
 _NEAR = 0.05  # metres
 _FLAT = 1e-9  # cubic metres (six times the volume): a tetrahedron inside out
-_GAUSS = (0.21132487, 0.78867513)  # samples of a crossing, as shares of the way
 _RAYS_AT_ONCE = 512
 
 
@@ -92,19 +91,13 @@ class ReferenceModel:
         offset, rate = _barycentric(origin, directions[:, None], posed[tet])
         begin, end = _ends(offset, rate)
         way = torch.where(there, end - begin, 0.0).clamp_min(0)  # [N, K]
-        share = torch.tensor(_GAUSS, device=way.device)
-        t = begin[..., None] + share * way[..., None]  # [N, K, 2]
-        inside = offset[:, :, None] + t[..., None] * rate[:, :, None]  # [N, K, 2, 4]
-        canonical = (inside[..., None] * self._rest[tet][:, :, None]).sum(-2)
+        inside = offset + (begin + 0.5 * way)[..., None] * rate  # [N, K, 4]
+        canonical = (inside[..., None] * self._rest[tet]).sum(-2)
         value = lookup(self.field, canonical)
-        solid = (way > 0)[..., None] & value[..., 4].bool()
-        density = torch.where(solid, DENSITY_SCALE * value[..., 3].sigmoid(), 0.0)
-        length = 0.5 * way * directions.norm(dim=-1)[:, None]
-        length = length[..., None].expand_as(density).flatten(1)
-        weights, _, _ = render_weight_from_density(
-            torch.zeros_like(length), length, density.flatten(1)
-        )
-        colour = accumulate_along_rays(weights, value[..., :3].flatten(1, 2))
+        density = torch.where(way > 0, DENSITY_SCALE * value[..., 3].sigmoid(), 0.0)
+        length = way * directions.norm(dim=-1)[:, None]
+        weights, _, _ = render_weight_from_density(torch.zeros_like(length), length, density)
+        colour = accumulate_along_rays(weights, value[..., :3])
         return torch.cat([colour, accumulate_along_rays(weights)], -1)
 
     def _entries(
@@ -199,24 +192,20 @@ def _ends(
 def lookup(
     field: Field,
     places: Tensor,  # [..., 3] metres, rest pose
-) -> Tensor:  # [..., 5]: red, green, blue, density logit, 1 inside an active cell (else all 0)
+) -> Tensor:  # [..., 4]: red, green, blue, density logit
     """Trilinear interpolation in the sparse grid. Differentiable in places and values."""
     low = torch.tensor(field.low, device=places.device)
     scaled = (places - low) / field.voxel
     size = torch.tensor(field.index.shape, device=places.device)
-    cell = scaled.detach().floor().long()
-    bounded = cell.clamp_min(0).minimum(size - 2)
-    x, y, z = bounded.unbind(-1)
-    active = (cell == bounded).all(-1) & (field.index[x, y, z] >= 0)
-    value = places.new_zeros(*places.shape[:-1], 4)
-    fraction = torch.where(active[..., None], scaled - bounded, 0.0)
-    for dx in (0, 1):
-        for dy in (0, 1):
-            for dz in (0, 1):
-                code = field.index[x + dx, y + dy, z + dz].long()
-                row = torch.where(code < 0, -2 - code, code).clamp_min(0)
-                offset = torch.tensor([dx, dy, dz], device=places.device)
-                weight = torch.where(offset == 1, fraction, 1 - fraction).prod(-1)
-                value = value + weight[..., None] * field.values[row]
-    value = torch.where(active[..., None], value, 0.0)
-    return torch.cat([value, active[..., None].float()], -1)
+    corner = scaled.detach().floor().long()
+    values = torch.cat([field.values, field.values.new_tensor([ABSENT])])
+    total = places.new_zeros(*places.shape[:-1], 4)
+    for offset in torch.cartesian_prod(*[torch.arange(2, device=places.device)] * 3):
+        vertex = corner + offset
+        known = ((vertex >= 0) & (vertex < size)).all(-1)
+        x, y, z = vertex.clamp_min(0).minimum(size - 1).unbind(-1)
+        row = torch.where(known, field.index[x, y, z].long(), -1)  # -1: the last, `ABSENT`
+        fraction = scaled - corner
+        weight = torch.where(offset == 1, fraction, 1 - fraction).prod(-1)
+        total = total + weight[..., None] * values[row]
+    return total

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from posegen_ray.errors import SubjectError
 from posegen_ray.subjects.deform import LATTICE_TENSORS, Lattice
-from posegen_ray.subjects.field import Field, cell_index
+from posegen_ray.subjects.field import Field, number
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 
@@ -40,6 +40,16 @@ class SubjectManifest:
     capture_sha256: str  # of the capture it was fitted to; "" if it was not fitted
     licence: str
     source: str  # what the capture shows, in words
+
+    @property
+    def quality(self) -> str:
+        """What was measured on the held-out frames, in words."""
+        if not self.held_out_frames:
+            return "no held-out frames to measure on"
+        return (
+            f"PSNR {self.psnr_person:.1f} dB on the person, {self.psnr_full:.1f} dB on the "
+            f"whole picture ({self.held_out_frames} held-out frames)"
+        )
 
 
 @dataclass(frozen=True)
@@ -145,18 +155,18 @@ def list_subjects(root: str | Path) -> list[str]:
 
 def _pack(subject: Subject) -> dict[str, Tensor]:
     tensors = {f"lattice.{name}": getattr(subject.lattice, name) for name in LATTICE_TENSORS}
-    active = np.packbits(subject.field.active.cpu().numpy().reshape(-1))
-    tensors["field.active"] = torch.from_numpy(active)
+    stored = np.packbits(subject.field.stored.cpu().numpy().reshape(-1))
+    tensors["field.stored"] = torch.from_numpy(stored)
     tensors["field.values"] = subject.field.values
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _unpack(manifest: SubjectManifest, grid: dict[str, Any], tensors: dict[str, Tensor]) -> Subject:
     shape = [int(n) for n in grid["shape"]]
-    bits = np.unpackbits(tensors["field.active"].numpy(), count=int(np.prod(shape)))
-    index = cell_index(torch.from_numpy(bits.astype(bool)).view(*shape))
+    bits = np.unpackbits(tensors["field.stored"].numpy(), count=int(np.prod(shape)))
+    index = number(torch.from_numpy(bits.astype(bool)).view(*shape))
     values = tensors["field.values"]
-    if values.shape != (int((index != -1).sum()), 4):
+    if values.shape != (int((index >= 0).sum()), 4):
         raise ValueError(f"field.values has shape {tuple(values.shape)}")
     x, y, z = (float(v) for v in grid["low"])
     lattice = Lattice(*(tensors[f"lattice.{name}"] for name in LATTICE_TENSORS))

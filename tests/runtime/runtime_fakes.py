@@ -38,6 +38,26 @@ def with_gradients(request: RenderRequest) -> tuple[RenderRequest, list[torch.Te
     return request_from_tensors(request.subjects, leaves, size), leaves
 
 
+class _Work(torch.autograd.Function):
+    """The identity; says in a folder that it began, and takes its time, forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx, image, folder, pause_s):
+        ctx.work = folder, pause_s
+        _work(folder, pause_s)
+        return image.view_as(image)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        _work(*ctx.work)
+        return gradient, None, None
+
+
+def _work(folder: Path, pause_s: float) -> None:
+    (folder / f"working_{time.monotonic_ns()}").touch()
+    time.sleep(pause_s)
+
+
 class SineRenderer:
     """Each pixel is a sine of a weighted sum of all inputs; the weights depend on the subject."""
 
@@ -45,10 +65,8 @@ class SineRenderer:
         self._folder, self._pause_s = folder, pause_s
 
     def __call__(self, request: RenderRequest) -> RenderResult:
-        (self._folder / f"working_{time.monotonic_ns()}").touch()  # so that tests see it begin
-        time.sleep(self._pause_s)
-        images = [self._image(request[[i]]) for i in range(len(request))]
-        return RenderResult(torch.cat(images))
+        images = torch.cat([self._image(request[[i]]) for i in range(len(request))])
+        return RenderResult(_Work.apply(images, self._folder, self._pause_s))
 
     def _image(self, item: RenderRequest) -> torch.Tensor:
         camera = item.camera

@@ -14,8 +14,8 @@ from posegen_ray.body.model import skin
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import RegionConfig
-from posegen_ray.subjects.deform import CUBE, Lattice, build_lattice, pose_lattice
-from posegen_ray.subjects.field import Field, body_field
+from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, build_lattice, pose_lattice
+from posegen_ray.subjects.field import CUBE, Field, body_field
 
 VOXEL = 0.015
 
@@ -67,15 +67,27 @@ def test_the_boundary_is_closed_and_turned_outwards() -> None:
     assert float(enclosed) == pytest.approx(float(_volumes(lattice.rest, lattice).sum()), rel=1e-4)
 
 
-def test_every_active_cell_lies_inside() -> None:
+def test_every_cell_that_touches_a_stored_vertex_lies_inside() -> None:
     field = _field()
     lattice = _lattice(field)
-    cells = field.active.nonzero() + 0.5
-    cubes = torch.floor(cells / CUBE)
-    there = lattice.rest[lattice.tets.long()].mean(1) - torch.tensor(field.low)
-    there = torch.floor(there / (CUBE * VOXEL))
-    known = {tuple(cube) for cube in there.int().tolist()}
-    assert {tuple(cube) for cube in cubes.int().tolist()} <= known
+    touched = {
+        tuple(((vertex - torch.tensor(offset)) // CUBE).tolist())
+        for vertex in field.stored.nonzero()[::7]
+        for offset in np.ndindex(2, 2, 2)
+    }
+    assert touched <= {tuple(cube) for cube in lattice.cubes.tolist()}
+
+
+def test_tetrahedra_lie_in_their_cubes_as_the_patterns_say() -> None:
+    field = _field()
+    lattice = _lattice(field)
+    odd = lattice.cubes.sum(1) % 2
+    assert not odd[: lattice.even].any()
+    assert odd[lattice.even :].all()
+    places = torch.from_numpy(PATTERN_PLACES)[odd.long()]  # [N, 5, 4, 3]
+    places = places + CUBE * lattice.cubes[:, None, None]
+    expected = places.flatten(0, 1) * VOXEL + torch.tensor(field.low)
+    torch.testing.assert_close(lattice.rest[lattice.tets.long()], expected.float())
 
 
 def _sides(lattice: Lattice) -> tuple[torch.Tensor, torch.Tensor]:

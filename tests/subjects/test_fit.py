@@ -66,9 +66,7 @@ def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
     assert manifest.psnr_full > manifest.psnr_person
     assert (manifest.name, manifest.body, manifest.held_out_frames) == ("painted", "capsules", 6)
     assert manifest.capture_sha256 == capture.sha256()
-    field = subject.field
-    before_belly = field.positions()[:, 2] > 0.14  # the trunk's radius is 0.12
-    assert (field.values[field.rim() & before_belly, 3] == -8).all()
+    assert subject.field.values[:, 3].min() > -6  # nothing is kept that holds nothing
     assert steps == [(i + 1, 120) for i in range(120)]
     assert subject.field.values[:, :3].min() >= 0
     assert subject.field.values[:, :3].max() <= 1
@@ -96,12 +94,12 @@ def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
 def test_pruning_keeps_what_is_occupied() -> None:
     subject = painted_subject()
     occupied = subject.field.values[:, 3] > -2
-    field = prune(subject.field, occupied.float(), ring=0)
+    field = prune(subject.field, occupied, ring=0)
     kept = {tuple(place) for place in np.round(field.positions().numpy(), 4).tolist()}
     wanted = np.round(subject.field.positions()[occupied].numpy(), 4).tolist()
     assert all(tuple(place) in kept for place in wanted)
     assert len(field.values) < len(subject.field.values)
-    assert len(prune(subject.field, occupied.float(), ring=1).values) > len(field.values)
+    assert len(prune(subject.field, occupied, ring=1).values) > len(field.values)
 
 
 @pytest.mark.parametrize(

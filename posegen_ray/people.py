@@ -1,0 +1,126 @@
+"""Subjects as the user handles them: made from a capture, listed, shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from posegen_ray.body import load_body
+from posegen_ray.config import RunConfig
+from posegen_ray.console import Console
+from posegen_ray.errors import ConfigError, ResourceError, SubjectError
+from posegen_ray.jobs import subjects_root
+from posegen_ray.motion.splits import gather, load_splits
+from posegen_ray.subjects.capture import read_capture
+from posegen_ray.subjects.fit import fit_subject
+from posegen_ray.subjects.gallery import pose_sheet, turntable, write_gif
+from posegen_ray.subjects.render import make_renderer
+from posegen_ray.subjects.store import list_subjects, load_subject, read_manifest, save_subject
+
+_POSES = 18  # on a sheet
+
+
+def fit_capture(config: RunConfig, console: Console) -> str:
+    """Makes a subject from the capture folder config.capture, named like the capture."""
+    if not config.capture:
+        raise ConfigError("No capture is named.", "Add capture=<folder>; see docs/captures.md.")
+    capture = read_capture(config.capture)
+    body = load_body(config.body)
+    root = Path(config.out) if config.out else subjects_root(config)
+    bar = console.bar("fitting", config.fit.steps, "step")
+
+    def advance(done: int, _: int) -> None:
+        bar.update(done - bar.n)
+
+    try:
+        subject = fit_subject(
+            capture,
+            body,
+            config.fit,
+            config.seed,
+            progress=advance,
+        )
+    finally:
+        bar.close()
+    save_subject(subject, root / capture.name)
+    return f"{root / capture.name}: {subject.manifest.quality}"
+
+
+def list_people(config: RunConfig) -> str:
+    """One line for each subject in the folder that settings name."""
+    root = subjects_root(config)
+    lines = []
+    for name in list_subjects(root):
+        try:
+            manifest = read_manifest(root / name)
+        except SubjectError as error:
+            lines.append(f"{name:24} {error}")
+            continue
+        lines.append(f"{name:24} {manifest.body:6} {manifest.quality}")
+    return "\n".join(lines) or f"no subjects in {root}"
+
+
+def show_person(config: RunConfig, name: str) -> str:
+    """All that is known about a subject."""
+    folder = _find(config, name)
+    manifest = read_manifest(folder)
+    subject = load_subject(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    rows = {
+        "folder": str(folder),
+        "body": manifest.body,
+        "shape": " ".join(f"{value:+.2f}" for value in manifest.shape),
+        "quality": manifest.quality,
+        "field": f"{len(subject.field.values):,} vertices of {1000 * subject.field.voxel:.0f} mm",
+        "lattice": f"{len(subject.lattice.tets):,} tetrahedra",
+        "size": f"{size:.1f} MB",
+        "capture": f"{manifest.source} (sha256 {manifest.capture_sha256[:12] or 'none'})",
+        "licence": manifest.licence,
+    }
+    return "\n".join(f"{key:10} {value}" for key, value in rows.items())
+
+
+def picture_person(config: RunConfig, name: str) -> str:
+    """Writes turntable.gif and poses.png into config.out (the subject's folder when empty)."""
+    folder = _find(config, name)
+    subject = load_subject(folder)
+    body = load_body(config.body)
+    if body.name != subject.body:
+        raise SubjectError(
+            f"Subject {name!r} was made on the {subject.body} body, not on {body.name}.",
+            f"Add body={subject.body}.",
+        )
+    renderer = make_renderer(config.renderer, {subject.name: subject})
+    poses, _ = gather(load_splits(config.motion).source_train)
+    frames = torch.linspace(0, len(poses) - 1, _POSES).round().long()
+    out = Path(config.out) if config.out else folder
+    animation, sheet = out / "turntable.gif", out / "poses.png"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_gif(turntable(subject.manifest, body, renderer), animation)
+        pictures: np.ndarray = pose_sheet(subject.manifest, body, renderer, poses[frames])
+        Image.fromarray(pictures).save(sheet)
+    except OSError as error:
+        raise ResourceError(
+            f"The pictures cannot be written to {out} ({error.strerror or error}).",
+            "Choose a writable folder with out=….",
+        ) from error
+    return f"{animation}\n{sheet}"
+
+
+def _find(config: RunConfig, name: str) -> Path:
+    """The folder of a subject; a wardrobe person's own name will do for the latest of its fits."""
+    root = subjects_root(config)
+    known = list_subjects(root)
+    if name in known:
+        return root / name
+    fits = [other for other in known if other.rsplit("-", 1)[0] == name]
+    if not fits:
+        raise SubjectError(
+            f"There is no subject {name!r} in {root}.",
+            f"Known: {', '.join(known) or 'none'}. Other folders: subject.folder=….",
+        )
+    return root / max(fits, key=lambda other: (root / other / "manifest.json").stat().st_mtime)
