@@ -46,9 +46,13 @@ from posegen_ray.evaluation.summary import (
 from posegen_ray.jobs import subjects_root
 from posegen_ray.local import Backend
 from posegen_ray.run import Run, Seeds, subject_quality
-from posegen_ray.subjects.capture import read_capture
+from posegen_ray.subjects.capture import read_capture, write_capture
+from posegen_ray.subjects.converters import convert
+from posegen_ray.subjects.converters.assembly import joints_in_mask
 from posegen_ray.subjects.fit import fit_subject
 from posegen_ray.subjects.store import save_subject
+
+_COVERED = 0.7  # share of joints inside the masks below which a conversion looks wrong
 
 # --- run folders --------------------------------------------------------------------------------
 
@@ -199,6 +203,28 @@ def rewrite_report(folder: Path) -> Path:
     config = read_config(folder / "config.yaml")
     _write_results(folder, load_evaluation(folder), config.evaluation)
     return folder / "report.html"
+
+
+def convert_capture(config: RunConfig, console: Console) -> str:
+    """Writes the capture that config.convert describes to config.out; says how to fit it."""
+    if not config.out:
+        raise ConfigError("No folder is named for the capture.", "Add out=<folder>.")
+    out = Path(config.out)
+    if out.exists() and any(out.iterdir()):  # known before the minutes of reading
+        raise ConfigError(f"out={config.out} is not empty.", "Remove it or choose another folder.")
+    capture, body = convert(config.convert, config.body)
+    write_capture(capture, out)
+    share = joints_in_mask(capture, load_body(body, console.say))
+    worst = int(share.argmin())
+    text = (
+        f"{out}: {capture.name}, {len(capture)} pictures, {int(capture.held_out.sum())} held out\n"
+        f"joints inside the mask: {share.mean():.0%} on average, {share[worst]:.0%} in the worst "
+        f"picture (images/{worst:05d}.png)"
+    )
+    if float(share.mean()) < _COVERED:
+        text += "\nThat is little: do poses, cameras and masks belong together?"
+    options = f" body=smpl body.smpl_folder={body.smpl_folder} body.gender={body.gender}"
+    return f"{text}\nposegen fit capture={out}{options if body.name == 'smpl' else ''}"
 
 
 def fit_capture(config: RunConfig, console: Console) -> str:
