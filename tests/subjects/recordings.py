@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import pickle
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -49,7 +51,9 @@ def write_smpl(folder: Path, gender: str) -> None:
 
 @functools.cache
 def smpl_folder() -> Path:
+    """Written once a session (34 MB), removed at its end."""
     folder = Path(tempfile.mkdtemp(prefix="smpl-"))
+    atexit.register(shutil.rmtree, folder)
     for gender in ("neutral", "female"):
         write_smpl(folder, gender)
     return folder
