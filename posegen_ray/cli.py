@@ -28,6 +28,7 @@ usage: posegen <command> [key=value ...]
 
   demo       the whole of PoseGen: fit people, train, compare, report
   assets     list | fetch [NAME ...]: third-party files, with their licences
+  convert    make a capture folder from a data set (convert.format=… convert.source=DIR out=DIR)
   fit        make a subject from a capture folder (capture=DIR)
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
   train      adversarial training of the generator alone
@@ -71,6 +72,15 @@ def assets(arguments: Sequence[str]) -> int:
         f"`posegen assets {' '.join(arguments)}` is not a command.",
         "Use `posegen assets list` or `posegen assets fetch [NAME ...]`.",
     )
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """One person of a data set -> one capture folder."""
+    from posegen_ray.people import convert_capture
+
+    config, console = _settings(arguments)
+    print(convert_capture(config, console))
+    return 0
 
 
 def fit(arguments: Sequence[str]) -> int:
@@ -156,6 +166,7 @@ def doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "demo": demo,
     "assets": assets,
+    "convert": convert,
     "fit": fit,
     "subjects": subjects,
     "train": train,

@@ -165,6 +165,42 @@ class FitConfig:
         )
 
 
+CAPTURE_FORMATS = ("zju_mocap", "people_snapshot", "surreal", "frames")
+
+
+@dataclass
+class ConvertConfig:
+    """What `posegen convert` makes a capture from (docs/captures.md)."""
+
+    format: str = ""  # zju_mocap | people_snapshot | surreal | frames
+    source: str = ""  # the data set's folder of one person; surreal: the clip's _info.mat
+    name: str = ""  # of the person; empty: the source's
+    licence: str = ""  # frames: whose pictures they are, and what may be done with them
+    views: list[int] = field(default_factory=list)  # zju_mocap: which cameras; empty: all
+    start: int = 0  # the first moment
+    stride: int = 0  # every so manieth moment; 0: as many as max_frames allows, evenly spread
+    max_frames: int = 200  # pictures at most (moments times views); all are held in memory
+    held_out: float = 0.1  # share of the moments that PSNR is measured on
+
+    def __post_init__(self) -> None:
+        require(
+            self.format in ("", *CAPTURE_FORMATS),
+            f"convert.format={self.format!r} is not known.",
+            f"Choose one of {', '.join(CAPTURE_FORMATS)}.",
+        )
+        require(
+            self.start >= 0 and self.stride >= 0 and self.max_frames >= 1,
+            f"convert.start={self.start}, convert.stride={self.stride} or "
+            f"convert.max_frames={self.max_frames} is out of range.",
+            "Defaults: 0, 0 (spread evenly) and 200.",
+        )
+        require(
+            0 <= self.held_out < 1,
+            f"convert.held_out={self.held_out} must lie in [0, 1).",
+            "Default: 0.1.",
+        )
+
+
 @dataclass
 class SubjectsConfig:
     """The people whose NeRFs render training images (conf/subject)."""
@@ -712,10 +748,11 @@ class RunConfig:
     resume: str = ""  # a run folder to go on with
     run: str = ""  # generate, evaluate, report: the finished run to work on
     capture: str = ""  # fit: the capture folder
-    out: str = ""  # fit, generate: where the result goes
+    out: str = ""  # convert, fit, generate: where the result goes
     n: int = 100  # generate: how many images
     body: BodyConfig = field(default_factory=BodyConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
     subject: SubjectsConfig = field(default_factory=SubjectsConfig)
     renderer: RendererConfig = field(default_factory=RendererConfig)
     fit: FitConfig = field(default_factory=FitConfig)

@@ -1,4 +1,4 @@
-"""Subjects as the user handles them: made from a capture, listed, shown."""
+"""Subjects as the user handles them: captures converted, subjects fitted, listed, shown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,38 @@ from posegen_ray.console import Console
 from posegen_ray.errors import ConfigError, ResourceError, SubjectError
 from posegen_ray.jobs import subjects_root
 from posegen_ray.motion.splits import gather, load_splits
-from posegen_ray.subjects.capture import read_capture
+from posegen_ray.subjects.capture import read_capture, write_capture
+from posegen_ray.subjects.converters import convert
+from posegen_ray.subjects.converters.assembly import joints_in_mask
 from posegen_ray.subjects.fit import fit_subject
 from posegen_ray.subjects.gallery import pose_sheet, turntable, write_gif
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import list_subjects, load_subject, read_manifest, save_subject
 
 _POSES = 18  # on a sheet
+_COVERED = 0.7  # share of joints inside the masks below which a conversion looks wrong
+
+
+def convert_capture(config: RunConfig, console: Console) -> str:
+    """Writes the capture that config.convert describes to config.out; says how to fit it."""
+    if not config.out:
+        raise ConfigError("No folder is named for the capture.", "Add out=<folder>.")
+    out = Path(config.out)
+    if out.exists() and any(out.iterdir()):  # known before the minutes of reading
+        raise ConfigError(f"out={config.out} is not empty.", "Remove it or choose another folder.")
+    capture, body = convert(config.convert, config.body)
+    write_capture(capture, out)
+    share = joints_in_mask(capture, load_body(body, console.say))
+    worst = int(share.argmin())
+    text = (
+        f"{out}: {capture.name}, {len(capture)} pictures, {int(capture.held_out.sum())} held out\n"
+        f"joints inside the mask: {share.mean():.0%} on average, {share[worst]:.0%} in the worst "
+        f"picture (images/{worst:05d}.png)"
+    )
+    if float(share.mean()) < _COVERED:
+        text += "\nThat is little: do poses, cameras and masks belong together?"
+    options = f" body=smpl body.smpl_folder={body.smpl_folder} body.gender={body.gender}"
+    return f"{text}\nposegen fit capture={out}{options if body.name == 'smpl' else ''}"
 
 
 def fit_capture(config: RunConfig, console: Console) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import smplx
 import torch
 from smplx.utils import Struct
+from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.skeleton import PARENTS
@@ -36,7 +37,46 @@ def load_smpl_body(folder: str | Path, gender: str = "neutral") -> BodyModel:
     Raises:
         AssetError: the file is missing, damaged, or not SMPL.
     """
-    path = _find(Path(folder), gender)
+    model = _load(Path(folder), gender)
+    template = model.v_template.detach()
+    regressor = model.J_regressor
+    directions = model.shapedirs
+    joints = regressor @ template
+    origin = _origin(model)
+    vertices = template.shape[0]
+    return BodyModel(
+        "smpl",
+        template - origin,
+        directions,
+        joints - origin,
+        torch.einsum("jv,vcs->jcs", regressor, directions),
+        model.lbs_weights,
+        model.faces_tensor,
+        pose_directions=model.posedirs.T.reshape(vertices, 3, -1).contiguous(),
+    )
+
+
+def smpl_origin(folder: str | Path, gender: str = "neutral") -> Tensor:  # [3] metres
+    """Where our body's origin lies in SMPL's own coordinates (those of `trans` in SMPL data sets).
+
+    A body that SMPL puts at `v + trans` is ours with `translation = smpl_origin(...) + trans`: the
+    root turns about the pelvis in both, so the vector is the same for every pose, shape and frame.
+
+    Raises:
+        AssetError: as `load_smpl_body`.
+    """
+    return _origin(_load(Path(folder), gender))
+
+
+def _origin(model: smplx.SMPL) -> Tensor:  # [3]
+    """On the floor under the pelvis of the mean shape."""
+    template = model.v_template.detach()
+    pelvis = model.J_regressor[0] @ template
+    return torch.stack([pelvis[0], template[:, 1].min(), pelvis[2]])
+
+
+def _load(folder: Path, gender: str) -> smplx.SMPL:
+    path = _find(folder, gender)
     try:
         model = _read(path)
     except ModuleNotFoundError as error:
@@ -54,22 +94,7 @@ def load_smpl_body(folder: str | Path, gender: str = "neutral") -> BodyModel:
             f"{path} has another skeleton than SMPL's 24 joints.",
             "Give an SMPL file (not SMPL+H or SMPL-X).",
         )
-    template = model.v_template.detach()
-    regressor = model.J_regressor
-    directions = model.shapedirs
-    joints = regressor @ template
-    origin = torch.stack([joints[0, 0], template[:, 1].min(), joints[0, 2]])
-    vertices = template.shape[0]
-    return BodyModel(
-        "smpl",
-        template - origin,
-        directions,
-        joints - origin,
-        torch.einsum("jv,vcs->jcs", regressor, directions),
-        model.lbs_weights,
-        model.faces_tensor,
-        pose_directions=model.posedirs.T.reshape(vertices, 3, -1).contiguous(),
-    )
+    return model
 
 
 def _find(folder: Path, gender: str) -> Path:
