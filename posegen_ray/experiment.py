@@ -45,8 +45,6 @@ from posegen_ray.evaluation.summary import (
 from posegen_ray.local import Backend
 from posegen_ray.run import Run, Seeds
 
-_COVERED = 0.7  # share of joints inside the masks below which a conversion looks wrong
-
 # --- run folders --------------------------------------------------------------------------------
 
 
