@@ -25,7 +25,7 @@ class BodyConfig:
     """The parametric body (conf/body)."""
 
     name: str = "anny"  # anny | smpl
-    smpl_folder: str = ""  # where SMPL_NEUTRAL.pkl or .npz lies (smpl only)
+    smpl_folder: str = ""  # where SMPL_NEUTRAL.pkl (.npz, .safetensors) lies (smpl only)
     gender: str = "neutral"  # neutral | male | female (smpl only)
 
     def __post_init__(self) -> None:

@@ -103,14 +103,17 @@ def _program(name: str, need: str) -> Row:
 
 
 def _smpl(config: RunConfig) -> Row:
+    from posegen_ray.body.smpl_files import GENDERS, find_smpl_file
+
     folder = config.body.smpl_folder
     need = "body=smpl; licensed at https://smpl.is.tue.mpg.de"
     if not folder:
         return ("missing", "SMPL files", f"body.smpl_folder is not set; needed for {need}")
-    found = sorted(file.name for file in Path(folder).glob("SMPL_*"))
-    if not found:
+    found = [find_smpl_file(folder, gender) for gender in GENDERS]
+    names = ", ".join(file.name for file in found if file is not None)
+    if not names:
         return ("missing", "SMPL files", f"none in {folder}; needed for {need}")
-    return ("ok", "SMPL files", ", ".join(found))
+    return ("ok", "SMPL files", names)
 
 
 def _assets() -> list[Row]:

@@ -121,8 +121,13 @@ def _capsule_distance(
 
 @functools.cache
 def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
-    """A subject on the capsule body: colours painted in space instead of fitted to images."""
-    body, shape = capsule_body(), torch.zeros(2)
+    """A subject on the capsule body."""
+    return painted_on(capsule_body(), name, hue)
+
+
+def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> Subject:
+    """A subject of a body's mean shape: colours painted in space instead of fitted to images."""
+    shape = torch.zeros(body.num_shape)
     config = RegionConfig(shell=0.03, voxel=0.015)
     field = body_field(body, shape, config)
     place = field.positions()
@@ -131,8 +136,8 @@ def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
     field.values[:, :3] = 0.5 + 0.4 * waves
     manifest = SubjectManifest(
         name=name,
-        body="capsules",
-        shape=(0.0, 0.0),
+        body=body.name,
+        shape=tuple(shape.tolist()),
         psnr_full=float("nan"),
         psnr_person=float("nan"),
         held_out_frames=0,

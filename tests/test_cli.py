@@ -33,6 +33,13 @@ def test_doctor_says_what_is_missing_and_why(capsys):
     assert "experiment=demo, small, tiny" in text
 
 
+def test_doctor_finds_smpl_under_its_published_name(capsys, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "basicModel_f_lbs_10_207_0_v1.0.0.pkl").touch()
+    main(["doctor", f"body.smpl_folder={tmp_path}"])
+    assert "basicModel_f_lbs_10_207_0_v1.0.0.pkl" in capsys.readouterr().out
+
+
 def test_assets_list_shows_licences(capsys):
     assert main(["assets", "list"]) == 0
     assert "Apache-2.0" in capsys.readouterr().out

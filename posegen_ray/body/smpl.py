@@ -1,43 +1,40 @@
 """SMPL (Loper et al. 2015) for users who have its files; they are licensed and never fetched.
 
-Only the model's arrays are taken from the `smplx` package; posing is our own, and agrees with it.
-Two conventions differ: our origin lies on the floor under the pelvis (theirs near the chest), so
-joints and vertices are shifted by one constant vector; and the root turns about the pelvis in both.
+The files are read by `posegen_ray.body.smpl_files` and become a body through the `smplx` package;
+posing is our own, and agrees with it. Two conventions differ: our origin lies on the floor under
+the pelvis (theirs near the chest), so joints and vertices are shifted by one constant vector; and
+the root turns about the pelvis in both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import pickle
 from pathlib import Path
 
-import numpy as np
 import smplx
 import torch
 from smplx.utils import Struct
 from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
-from posegen_ray.body.skeleton import PARENTS
+from posegen_ray.body.smpl_files import LICENCE, NUM_SHAPE, find_smpl_file, read_smpl_file
 from posegen_ray.errors import AssetError
-
-NUM_SHAPE = 10
-LICENCE = "SMPL is free for research after registration at https://smpl.is.tue.mpg.de."
 
 
 def load_smpl_body(folder: str | Path, gender: str = "neutral") -> BodyModel:
     """SMPL with 10 shape directions and pose blend shapes.
 
     Args:
-        folder: holds SMPL_NEUTRAL.npz or SMPL_NEUTRAL.pkl (or MALE, FEMALE). A pkl file runs code
-            when it is read: use only files from the source above.
+        folder: holds SMPL_NEUTRAL.npz, .safetensors or .pkl (or MALE, FEMALE), or the file under
+            its original name; it may also lie in a sub-folder `smpl` or `models`. Of a pkl file
+            only the arrays are read: no code in it is run, and chumpy is not needed.
         gender: neutral, male or female.
 
     Raises:
         AssetError: the file is missing, damaged, or not SMPL.
     """
-    model = _load(Path(folder), gender)
+    model = _load(folder, gender)
     template = model.v_template.detach()
     regressor = model.J_regressor
     directions = model.shapedirs
@@ -65,7 +62,7 @@ def smpl_origin(folder: str | Path, gender: str = "neutral") -> Tensor:  # [3] m
     Raises:
         AssetError: as `load_smpl_body`.
     """
-    return _origin(_load(Path(folder), gender))
+    return _origin(_load(folder, gender))
 
 
 def _origin(model: smplx.SMPL) -> Tensor:  # [3]
@@ -75,50 +72,20 @@ def _origin(model: smplx.SMPL) -> Tensor:  # [3]
     return torch.stack([pelvis[0], template[:, 1].min(), pelvis[2]])
 
 
-def _load(folder: Path, gender: str) -> smplx.SMPL:
-    path = _find(folder, gender)
-    try:
-        model = _read(path)
-    except ModuleNotFoundError as error:
+def _load(folder: str | Path, gender: str) -> smplx.SMPL:
+    path = find_smpl_file(folder, gender)
+    if path is None:
         raise AssetError(
-            f"{path} needs the package {error.name} to be read.",
-            "Remove the chumpy objects from it with tools/clean_ch.py of the smplx project.",
-        ) from error
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, pickle.PickleError) as error:
-        raise AssetError(
-            f"{path} cannot be read as an SMPL model ({type(error).__name__}: {error}).",
-            f"Download it again. {LICENCE}",
-        ) from error
-    if tuple(model.parents.tolist()) != PARENTS:
-        raise AssetError(
-            f"{path} has another skeleton than SMPL's 24 joints.",
-            "Give an SMPL file (not SMPL+H or SMPL-X).",
+            f"There is no SMPL_{gender.upper()}.pkl (or .npz, .safetensors) in "
+            f"body.smpl_folder={str(folder)!r}.",
+            f"{LICENCE} Put the file there, under that name or its original one, or use "
+            "body=anny, which is free.",
         )
-    return model
-
-
-def _find(folder: Path, gender: str) -> Path:
-    paths = [folder / f"SMPL_{gender.upper()}.{ending}" for ending in ("npz", "pkl")]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise AssetError(
-        f"There is no {paths[0].name} or {paths[1].name} in body.smpl_folder={str(folder)!r}.",
-        f"{LICENCE} Put the file there under that name, or use body=anny, which is free.",
-    )
-
-
-def _read(path: Path) -> smplx.SMPL:
-    with path.open("rb") as file:
-        if path.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                data = dict(arrays)
-        else:
-            data = pickle.load(file, encoding="latin1")
+    data = Struct(**read_smpl_file(path))
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that 10 directions are all it has
         return smplx.SMPL(
             str(path),
-            data_struct=Struct(**data),
+            data_struct=data,
             num_betas=NUM_SHAPE,
             create_betas=False,
             create_global_orient=False,
