@@ -18,7 +18,7 @@ import scipy.sparse
 from foreign_pickles import chumpy_array, foreign, old_csc_matrix, python2_pickle
 
 from posegen_ray.errors import DataError, PosegenError
-from posegen_ray.pickles import StoredArray, load_pickle
+from posegen_ray.pickles import StoredArray, load_pickle, load_pickled_array
 
 
 def _stored(folder: Path, data: bytes) -> Path:
@@ -343,3 +343,37 @@ def test_missing_file_and_folder_are_errors(tmp_path: Path) -> None:
         load_pickle(tmp_path / "absent.pkl")
     with pytest.raises(DataError, match="cannot be read"):
         load_pickle(tmp_path)
+
+
+@pytest.mark.parametrize("name", list(_arrays()))
+def test_arrays_of_npy_files_come_back(tmp_path: Path, name: str) -> None:
+    array = _arrays()[name]
+    np.save(tmp_path / "file.npy", array)
+    found = load_pickled_array(tmp_path / "file.npy")
+    assert found.shape == array.shape
+    assert found.tolist() == array.tolist()
+
+
+def test_a_dict_saved_by_numpy_comes_back(tmp_path: Path) -> None:
+    np.save(tmp_path / "file.npy", {"K": np.eye(3), "names": ["a", "b"]})  # type: ignore[arg-type]
+    found = load_pickled_array(tmp_path / "file.npy").item()
+    np.testing.assert_array_equal(found["K"], np.eye(3))
+    assert found["names"] == ["a", "b"]
+
+
+def test_a_hostile_npy_file_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    np.save(tmp_path / "file.npy", np.array([_Call(os.system, f"touch {marker}")], object))
+    with pytest.raises(DataError, match="system"):
+        load_pickled_array(tmp_path / "file.npy")
+    assert not marker.exists()
+
+
+def test_a_truncated_npy_file_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file.npy"
+    np.save(path, {"K": np.eye(3)})  # type: ignore[arg-type]
+    data = path.read_bytes()
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError, match=r"file\.npy"):
+            load_pickled_array(path)
