@@ -145,6 +145,8 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # a process group of its own, as a shell gives it
+                # what a shell starts in the background ignores SIGINT, and so do its children
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )
         return runs[-1]
