@@ -20,7 +20,9 @@ from posegen_ray.body.camera import Camera
 from posegen_ray.records import RenderFn, RenderRequest
 
 FloatArray = NDArray[np.float32]
-_CALLS_KEPT = 8  # a step's calls to one server, of some train workers; about 5 MB a picture
+# a step's calls to one server, of some train workers; about 5 MB a picture, so 320 MB at the most
+# (8 calls of runtime.render.max_batch = 8 pictures)
+_CALLS_KEPT = 8
 
 
 @dataclass(frozen=True)
