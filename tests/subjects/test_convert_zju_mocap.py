@@ -188,7 +188,7 @@ def _annotations(folder: Path, **changes: Any) -> None:
 
 class _Code:
     def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("run",)
+        return eval, ("1 + 1",)
 
 
 def _spoil(folder: Path, damage: str) -> None:
@@ -261,7 +261,7 @@ def _spoil(folder: Path, damage: str) -> None:
         ("short pose", r"new_params/1\.npy \(moment 1\): a pose of 69 numbers"),
         ("another shape", r"new_params/3\.npy \(moment 3\): shapes differ"),
         ("missing parameters", r"new_params/1\.npy \(moment 1\) is missing"),
-        ("code in annotations", r"annots\.npy asks for builtins\.print"),
+        ("code in annotations", r"annots\.npy asks for builtins\.eval"),
         ("no annotations", r"annots\.npy is missing"),
         ("other annotations", r"annots\.npy is not ZJU-MoCap's"),
     ],
