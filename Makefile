@@ -36,7 +36,7 @@ small: setup
 	$(BIN)/posegen demo experiment=small $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)

@@ -13,11 +13,21 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import bodies`
 import pytest
 import torch
 from bodies import capsule_body, painted_subject
+from parallel import Scheduler, place
+from xdist.remote import Producer
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.subjects.store import Subject
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=place)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduler:
+    return Scheduler(config, log)
 
 
 @pytest.fixture(scope="session")
