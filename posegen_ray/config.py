@@ -147,21 +147,66 @@ class FitConfig:
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
+    light_rate: float = 0.01  # Adam step of the light; 0: even light from everywhere
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
+    solidity: float = 1e-4  # push of densities inside it towards solid
     prune_at: float = 0.15  # fraction of the steps after which empty cells go
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 300.")
         require(
-            min(self.colour_rate, self.density_rate) > 0 <= min(self.smoothness, self.sparsity),
-            "fit.colour_rate and fit.density_rate must be positive, fit.smoothness and "
-            "fit.sparsity not negative.",
-            "Defaults: 0.03, 1.0, 2e-3, 1e-5.",
+            min(self.colour_rate, self.density_rate) > 0
+            and min(self.light_rate, self.smoothness, self.sparsity, self.solidity) >= 0,
+            "fit.colour_rate and fit.density_rate must be positive, fit.light_rate, "
+            "fit.smoothness, fit.sparsity and fit.solidity not negative.",
+            "Defaults: 0.03, 1.0, 0.01, 2e-3, 1e-5, 1e-4.",
         )
         require(
             0.0 < self.prune_at <= 1.0,
             f"fit.prune_at={self.prune_at} must lie in (0, 1].",
             "Default: 0.15; 1 keeps the whole shell.",
+        )
+
+
+@dataclass
+class AnerfConfig:
+    """A-NeRF's network, samples and training (conf/field/anerf.yaml); its published settings."""
+
+    depth: int = 8  # layers
+    width: int = 256  # features a layer
+    samples: int = 64  # a ray, evenly
+    importance: int = 16  # a ray, where the first look found something
+    steps: int = 150_000
+    pictures: int = 4  # a step
+    rays: int = 512  # a picture and step
+    learning_rate: float = 5e-4
+    half_life: int = 150_000  # steps after which the learning rate is halved
+
+    def __post_init__(self) -> None:
+        counts = (self.depth, self.width // 2, self.samples, self.steps, self.pictures, self.rays)
+        require(
+            min(counts) >= 1 and self.importance >= 0 and self.half_life >= 1,
+            "field.anerf: depth, width (2), samples, steps, pictures, rays and half_life must be "
+            "positive, importance not negative.",
+            "Defaults: 8, 256, 64, 150000, 4, 512, 150000 and 16.",
+        )
+        require(
+            self.learning_rate > 0, "field.anerf.learning_rate must be positive.", "Default: 5e-4."
+        )
+
+
+@dataclass
+class FieldConfig:
+    """What holds a person's looks (conf/field)."""
+
+    kind: str = "voxels"  # voxels (fit.*) | anerf
+    anerf: AnerfConfig = field(default_factory=AnerfConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.kind in ("voxels", "anerf"),
+            f"field.kind={self.kind!r} is not a field.",
+            "Choose voxels (fast, default) or anerf (A-NeRF's network, thousands of times slower).",
         )
 
 
@@ -766,6 +811,8 @@ class RunConfig:
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    # the last one: from here on `field` is no longer the dataclasses' function
+    field: FieldConfig = field(default_factory=FieldConfig)
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n={self.n} must be at least 1.", "Ask for at least one image.")

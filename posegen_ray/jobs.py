@@ -28,7 +28,7 @@ from posegen_ray.scene import assemble, propose_valid
 from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import Counts, Drawer, TestShoot, studio_of
 from posegen_ray.subjects import makehuman
-from posegen_ray.subjects.fit import fit_subject
+from posegen_ray.subjects.fit import fit_steps, fit_subject
 from posegen_ray.subjects.store import list_subjects, save_subject
 from posegen_ray.subjects.wardrobe import Performer, capture_person, people
 from posegen_ray.training import Advance
@@ -46,12 +46,13 @@ class FitPerson:
 
     @property
     def size(self) -> int:
-        return self.config.fit.steps
+        return fit_steps(self.config.field, self.config.fit)
 
     @property
     def folder(self) -> Path:
         """Where the subject is kept: it is made once for each way of making it."""
-        parts = (self.config.body, self.config.motion, self.config.subject, self.config.fit)
+        config = self.config
+        parts = (config.body, config.motion, config.subject, config.field, config.fit)
         recipe = json.dumps([asdict(part) for part in parts], sort_keys=True)
         digest = hashlib.sha256(f"{_code_of_making()}{recipe}".encode()).hexdigest()[:12]
         return subjects_root(self.config) / f"{self.name}-{digest}"
@@ -77,6 +78,7 @@ class FitPerson:
         subject = fit_subject(
             capture,
             studio.body,
+            self.config.field,
             self.config.fit,
             derive_seed(0, "fit", self.name),
             progress=steps.reach,

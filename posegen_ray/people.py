@@ -17,10 +17,18 @@ from posegen_ray.motion.splits import gather, load_splits
 from posegen_ray.subjects.capture import read_capture, write_capture
 from posegen_ray.subjects.converters import convert
 from posegen_ray.subjects.converters.assembly import joints_in_mask
-from posegen_ray.subjects.fit import fit_subject
+from posegen_ray.subjects.fit import fit_steps, fit_subject
 from posegen_ray.subjects.gallery import pose_sheet, turntable, write_gif
 from posegen_ray.subjects.render import make_renderer
-from posegen_ray.subjects.store import list_subjects, load_subject, read_manifest, save_subject
+from posegen_ray.subjects.store import (
+    AnerfSubject,
+    Subject,
+    VoxelSubject,
+    list_subjects,
+    load_subject,
+    read_manifest,
+    save_subject,
+)
 
 _POSES = 18  # on a sheet
 _COVERED = 0.7  # share of joints inside the masks below which a conversion looks wrong
@@ -55,7 +63,7 @@ def fit_capture(config: RunConfig, console: Console) -> str:
     capture = read_capture(config.capture)
     body = load_body(config.body)
     root = Path(config.out) if config.out else subjects_root(config)
-    bar = console.bar("fitting", config.fit.steps, "step")
+    bar = console.bar("fitting", fit_steps(config.field, config.fit), "step")
 
     def advance(done: int, _: int) -> None:
         bar.update(done - bar.n)
@@ -64,6 +72,7 @@ def fit_capture(config: RunConfig, console: Console) -> str:
         subject = fit_subject(
             capture,
             body,
+            config.field,
             config.fit,
             config.seed,
             progress=advance,
@@ -99,13 +108,24 @@ def show_person(config: RunConfig, name: str) -> str:
         "body": manifest.body,
         "shape": " ".join(f"{value:+.2f}" for value in manifest.shape),
         "quality": manifest.quality,
-        "field": f"{len(subject.field.values):,} vertices of {1000 * subject.field.voxel:.0f} mm",
-        "lattice": f"{len(subject.lattice.tets):,} tetrahedra",
+        **_field_rows(subject),
         "size": f"{size:.1f} MB",
         "capture": f"{manifest.source} (sha256 {manifest.capture_sha256[:12] or 'none'})",
         "licence": manifest.licence,
     }
     return "\n".join(f"{key:10} {value}" for key, value in rows.items())
+
+
+def _field_rows(subject: Subject) -> dict[str, str]:
+    if isinstance(subject, AnerfSubject):
+        network = subject.field.config
+        return {"field": f"A-NeRF, {network.depth} x {network.width}, {network.steps:,} steps"}
+    assert isinstance(subject, VoxelSubject)
+    grid, cells = subject.field, subject.lattice.tets
+    return {
+        "field": f"{len(grid.values):,} vertices of {1000 * grid.voxel:.0f} mm",
+        "lattice": f"{len(cells):,} tetrahedra",
+    }
 
 
 def picture_person(config: RunConfig, name: str) -> str:

@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from skimage.measure import marching_cubes
 
+from posegen_ray.body.camera import orbit
 from posegen_ray.body.model import BodyModel
+from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT, JOINT_NAMES
-from posegen_ray.config import RegionConfig
+from posegen_ray.config import RegionConfig, RendererConfig
+from posegen_ray.records import PoseBatch, RenderRequest
+from posegen_ray.subjects.capture import Capture, split_rgba
 from posegen_ray.subjects.deform import build_lattice
 from posegen_ray.subjects.field import body_field
-from posegen_ray.subjects.store import Subject, SubjectManifest
+from posegen_ray.subjects.render import make_renderer
+from posegen_ray.subjects.store import SubjectManifest, VoxelSubject
 
 # T-pose joints of the person's left side and midline, metres; the right side is mirrored
 _JOINTS = {
@@ -120,12 +125,12 @@ def _capsule_distance(
 
 
 @functools.cache
-def painted_subject(name: str = "capsules", hue: float = 0.0) -> Subject:
+def painted_subject(name: str = "capsules", hue: float = 0.0) -> VoxelSubject:
     """A subject on the capsule body."""
     return painted_on(capsule_body(), name, hue)
 
 
-def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> Subject:
+def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> VoxelSubject:
     """A subject of a body's mean shape: colours painted in space instead of fitted to images."""
     shape = torch.zeros(body.num_shape)
     config = RegionConfig(shell=0.03, voxel=0.015)
@@ -145,4 +150,40 @@ def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> Subject:
         licence="CC0",
         source="painted for tests",
     )
-    return Subject(manifest, build_lattice(body, shape, field), field)
+    light = torch.diag(torch.tensor([0.0, 0.1, 0.0, 0.8]))
+    light[0, 3] = light[3, 0] = 0.1
+    return VoxelSubject(manifest, build_lattice(body, shape, field), field, light)
+
+
+def capture_of(subject: VoxelSubject, frames: int, size: int) -> Capture:
+    """Pictures of a painted capsule figure from all sides; every fourth is held out."""
+    stream = torch.Generator().manual_seed(0)
+    rotations = from_axis_angle(0.15 * torch.randn(frames, 24, 3, generator=stream))
+    ones = torch.ones(frames)
+    camera = orbit(
+        torch.tensor([[0.0, 0.9, 0.0]]).expand(frames, 3),
+        2.4 * torch.arange(frames),
+        0.8 * torch.rand(frames, generator=stream) - 0.3,
+        0.0 * ones,
+        3.0 * ones,
+        1.2 * size * ones,
+        torch.full((frames, 2), size / 2),
+        size,
+        size,
+    )
+    bones = capsule_body()(rotations, torch.zeros(1, 2)).bones
+    renderer = make_renderer(RendererConfig(), {"capsules": subject})
+    rgba = renderer.render_arrays(RenderRequest(("capsules",) * frames, bones, camera))
+    images, masks = split_rgba(torch.from_numpy(rgba))
+    return Capture(
+        name="painted",
+        body="capsules",
+        shape=torch.zeros(2),
+        images=images,
+        masks=masks,
+        poses=PoseBatch(rotations, torch.zeros(frames, 3)),
+        camera=camera,
+        held_out=torch.arange(frames) % 4 == 3,
+        licence="CC0",
+        source="painted capsules",
+    )

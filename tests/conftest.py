@@ -17,7 +17,7 @@ from parallel import Scheduler, place
 from xdist.remote import Producer
 
 from posegen_ray.body.model import BodyModel
-from posegen_ray.subjects.store import Subject
+from posegen_ray.subjects.store import VoxelSubject
 
 torch.set_num_threads(1)
 
@@ -37,6 +37,6 @@ def body() -> BodyModel:
 
 
 @pytest.fixture(scope="session")
-def capsule_subject() -> Subject:
+def capsule_subject() -> VoxelSubject:
     """A capsule figure in striped colours, ready to be rendered."""
     return painted_subject()

@@ -26,7 +26,7 @@ from posegen_ray.generation.validity import ValidityChecker
 from posegen_ray.records import PoseBatch, RenderRequest, RenderResult
 from posegen_ray.scene import People
 from posegen_ray.subjects.render import make_renderer
-from posegen_ray.subjects.store import Subject
+from posegen_ray.subjects.store import VoxelSubject
 
 SIZE = 32
 
@@ -267,7 +267,9 @@ def test_frozen_estimator_gets_its_state_back() -> None:
     assert [p.requires_grad for p in estimator.parameters()] == [False, True, True, True]
 
 
-def test_real_renderer_passes_the_feedback_to_pose_and_camera(capsule_subject: Subject) -> None:
+def test_real_renderer_passes_the_feedback_to_pose_and_camera(
+    capsule_subject: VoxelSubject,
+) -> None:
     who = People(("capsules",), torch.zeros(1, 2), capsule_body())
     render = make_renderer(RendererConfig(), {"capsules": capsule_subject})
     proposal, _ = RealPoseSampler(bank(), CameraRangeConfig(), 1)(2, seeded(0))

@@ -37,6 +37,15 @@ class Camera:
             principal=self.principal[index],
         )
 
+    def to(self, device: torch.device | str) -> Camera:
+        return replace(
+            self,
+            rotation=self.rotation.to(device),
+            translation=self.translation.to(device),
+            focal=self.focal.to(device),
+            principal=self.principal.to(device),
+        )
+
     def detach(self) -> Camera:
         return replace(
             self,

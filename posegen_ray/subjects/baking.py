@@ -11,8 +11,9 @@ import warp as wp
 from PIL import Image
 
 from posegen_ray.subjects import raycast_kernels as kernels
+from posegen_ray.subjects.meshes import smooth_normals
 from posegen_ray.subjects.raycast import TexturedMesh, struct_array
-from posegen_ray.subjects.tailoring import Floats, Ints, Part, Surface, smooth_normals
+from posegen_ray.subjects.tailoring import Floats, Ints, Part, Surface
 from posegen_ray.subjects.warp_cache import prepare
 
 TEXTURE_SIZE = 512

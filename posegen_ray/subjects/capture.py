@@ -30,6 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from posegen_ray.body.camera import Camera
+from posegen_ray.body.model import BodyModel
 from posegen_ray.errors import DataError
 from posegen_ray.records import PoseBatch
 
@@ -54,6 +55,22 @@ class Capture:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def bones(self, body: BodyModel) -> Tensor:  # [N, 24, 3, 4]
+        """Rest to world, in every frame."""
+        with torch.no_grad():
+            posed = body(self.poses.rotations, self.shape[None], self.poses.translation)
+            bones: Tensor = posed.bones
+            return bones
+
+    def view(self, index: int, device: torch.device | str = "cpu") -> Camera:
+        """One frame's camera, as a batch of one."""
+        return self.camera[index : index + 1].to(device)
+
+    def target(self, index: int) -> Tensor:  # [H, W, 4] premultiplied
+        """One frame's picture, on transparent ground."""
+        mask = self.masks[index, ..., None].float() / 255
+        return torch.cat([self.images[index].float() / 255 * mask, mask], -1)
 
     def sha256(self) -> str:
         """Identifies the capture by its content, wherever it lies."""

@@ -12,6 +12,7 @@ Legend: V lattice vertices, T tetrahedra, N cubes, B batch. Knows nothing of ray
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +22,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from posegen_ray.body.model import BodyModel
-from posegen_ray.subjects.field import CUBE, Field, largest_piece
+from posegen_ray.subjects.field import CUBE, Field
+from posegen_ray.subjects.meshes import largest_piece, smooth_normals
 
 # two neighbouring cubes move against each other when their skinning weights overlap less than this
 _SAME_PART = 0.25
@@ -69,12 +72,24 @@ class Lattice:
 
     rest: Tensor  # [V, 3] metres, rest pose
     weights: Tensor  # [V, 24] rows sum to 1
+    normals: Tensor  # [V, 3] unit: where the body's surface near it looks in the rest pose
     tets: Tensor  # [T, 4] int32, positively oriented in the rest pose
     neighbours: Tensor  # [T, 4] int32: tetrahedron across the face opposite each corner; -1: none
     cubes: Tensor  # [N, 3] int32: places in units of CUBE cells of the field; T = 5 N
 
     def to(self, device: torch.device | str) -> Lattice:
         return Lattice(*(getattr(self, name).to(device) for name in LATTICE_TENSORS))
+
+    @cached_property
+    def skin(self) -> Tensor:  # [24 * 4, V]
+        """What the bones' matrices are multiplied with, to move the vertices."""
+        rest = pad(self.rest, (0, 1), value=1.0)
+        return (self.weights[..., None] * rest[:, None]).flatten(1).T.contiguous()
+
+    @cached_property
+    def turn(self) -> Tensor:  # [24 * 3, V]
+        """The same for the bones' rotations and the normals."""
+        return (self.weights[..., None] * self.normals[:, None]).flatten(1).T.contiguous()
 
     @property
     def even(self) -> int:
@@ -83,24 +98,51 @@ class Lattice:
 
     @property
     def boundary(self) -> Tensor:  # [F, 4] int32
-        """Outer faces: the tetrahedron behind, then three vertices, counter-clockwise outside."""
+        """Outer faces: 4 * tetrahedron + the corner opposite the face, then the face's vertices,
+        counter-clockwise from outside."""
         tet, corner = (self.neighbours < 0).nonzero().unbind(1)
         faces = torch.from_numpy(FACES).to(corner.device)[corner]
         vertices = self.tets[tet].long().gather(1, faces)
-        return torch.cat([tet[:, None], vertices], 1).int().contiguous()
+        return torch.cat([(4 * tet + corner)[:, None], vertices], 1).int().contiguous()
+
+    @property
+    def neighbouring_faces(self) -> Tensor:  # [T, 4] int32
+        """What each face is called in the tetrahedron across it, as in `boundary`; -1: none."""
+        across = self.neighbours.long()
+        back = across[across.clamp_min(0)] == torch.arange(len(across), device=across.device).view(
+            -1, 1, 1
+        )
+        return torch.where(across < 0, -1, 4 * across + back.int().argmax(-1)).int().contiguous()
 
 
-LATTICE_TENSORS = ("rest", "weights", "tets", "neighbours", "cubes")
+LATTICE_TENSORS = ("rest", "weights", "normals", "tets", "neighbours", "cubes")
 
 
-def pose_lattice(
+def pose_vertices(
     lattice: Lattice,
     bones: Tensor,  # [B, 24, 3, 4]
-) -> Tensor:  # [B, V, 3] world
-    """Linear blend skinning of the lattice's vertices. Differentiable in `bones`."""
-    blended = (lattice.weights @ bones.flatten(2)).unflatten(-1, (3, 4))
-    posed: Tensor = (blended[..., :3] * lattice.rest[:, None]).sum(-1) + blended[..., 3]
-    return posed
+) -> Tensor:  # [B, V, 3] where bones lead
+    """Linear blend skinning. Differentiable in `bones`."""
+    return _blend(lattice.skin, bones)
+
+
+def pose_normals(
+    lattice: Lattice,
+    bones: Tensor,  # [B, 24, 3, 4]
+) -> Tensor:  # [B, V, 3] unit
+    """The normals after skinning. Differentiable in `bones`."""
+    normals: Tensor = normalize(_blend(lattice.turn, bones[..., :3]), dim=-1)
+    return normals
+
+
+def _blend(
+    columns: Tensor,  # [24 D, V]
+    bones: Tensor,  # [B, 24, 3, D]
+) -> Tensor:  # [B, V, 3]
+    """One product for all bones: blending matrices for each vertex first takes several times as
+    long. One for each picture: then its numbers do not depend on what is drawn beside it."""
+    rows = bones.transpose(1, 2).flatten(2)  # [B, 3, 24 D]
+    return torch.stack([(row @ columns).T for row in rows])
 
 
 def build_lattice(
@@ -132,10 +174,14 @@ def build_lattice(
 
     odd = cubes.sum(1) % 2
     tets = np.take_along_axis(corner[:, None], PATTERNS[odd], 2).reshape(-1, 4)
-    weights = _smoothed(weights, tets, np.exp(-((distance / (0.5 * edge)) ** 2)))
+    stick = np.exp(-((distance / (0.5 * edge)) ** 2))
+    weights = _smoothed(weights, tets, stick)
+    normals = _smoothed(surface.normals(rest + 0.5 * inward), tets, stick)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
     return Lattice(
         torch.from_numpy(rest).float(),
         torch.from_numpy(weights).float(),
+        torch.from_numpy(normals).float(),
         torch.from_numpy(np.ascontiguousarray(tets, np.int32)),
         torch.from_numpy(np.ascontiguousarray(_across_faces(tets), np.int32)),
         torch.from_numpy(np.ascontiguousarray(cubes, np.int32)),
@@ -147,7 +193,8 @@ class _BodySurface:
 
     def __init__(self, body: BodyModel, shape: Tensor) -> None:
         vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
-        vertices, _, kept = largest_piece(vertices, body.faces.cpu().numpy())
+        vertices, faces, kept = largest_piece(vertices, body.faces.cpu().numpy())
+        self._normals = smooth_normals(vertices, faces)
         self._tree = cKDTree(vertices)
         self._weights = body.skinning_weights.cpu().numpy()[kept].astype(np.float64)
 
@@ -167,6 +214,15 @@ class _BodySurface:
         share = 1 / np.maximum(distance, 2e-3) ** 4
         mixed = (self._weights[nearest] * share[..., None]).sum(1)
         return mixed / mixed.sum(1, keepdims=True), distance[:, 0]
+
+    def normals(
+        self,
+        places: Floats,  # [N, 3]
+    ) -> Floats:  # [N, 3]
+        """Those of the nearest vertices, mixed as their weights are."""
+        distance, nearest = self._tree.query(places, k=_NEIGHBOURHOOD)
+        share = 1 / np.maximum(distance, 2e-3) ** 4
+        return np.asarray((self._normals[nearest] * share[..., None]).sum(1))
 
 
 def _occupied(stored: Bools) -> Bools:
@@ -242,11 +298,11 @@ def _across_faces(tets: Ints) -> Ints:  # [T, 4]
 
 
 def _smoothed(
-    weights: Floats,  # [V, 24]
+    weights: Floats,  # [V, D]
     tets: Ints,  # [T, 4]
     stick: Floats,  # [V] 1: keeps its own weights, 0: takes its neighbours'
 ) -> Floats:
-    """Spreads the surface's weights into space: nearest neighbours alone would leave seams."""
+    """Spreads what the surface says into space: nearest neighbours alone would leave seams."""
     first = np.concatenate([tets[:, i] for i in range(4) for j in range(4) if i != j])
     second = np.concatenate([tets[:, j] for i in range(4) for j in range(4) if i != j])
     graph = coo_matrix((np.ones(len(first)), (first, second)), shape=[len(weights)] * 2).tocsr()

@@ -1,8 +1,10 @@
 """The canonical radiance field: a sparse voxel grid around the T-pose body.
 
 Grid vertices near the body surface have a colour (linear in [0, 1]) and a density logit;
-density = DENSITY_SCALE * sigmoid(logit) per metre. Values are interpolated trilinearly; a vertex
-that is not stored counts as grey and empty, so densities fade out continuously.
+density = DENSITY_SCALE * (sigmoid(logit) - sigmoid(EMPTY)) per metre, and 0 for logits below EMPTY:
+about half of what a ray passes near a person is nothing, and costs nothing. Values are interpolated
+trilinearly; a vertex that is not stored counts as grey and empty, so densities fade out
+continuously.
 Legend: X, Y, Z grid vertices per axis, M stored vertices, N blocks.
 
 Knows nothing of poses or cameras.
@@ -15,19 +17,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import warp as wp
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import pad
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import RegionConfig
 from posegen_ray.subjects import grid_kernels
+from posegen_ray.subjects.meshes import largest_piece
 from posegen_ray.subjects.warp_cache import prepare
 
 CUBE = 3  # cells along the edge of a block
 DENSITY_SCALE = 400.0  # per metre: a full cell of 1 cm stops 98 % of the light
 LOGIT_LIMIT = 8.0
+EMPTY = -6.0  # density logit of nothing at all
 ABSENT = (0.5, 0.5, 0.5, -LOGIT_LIMIT)  # the value of a vertex that is not stored
 _INITIAL_SOFTNESS = 0.004  # metres over which the initial body surface fades
 
@@ -90,6 +92,14 @@ class Field:
         return rows.flatten(1).contiguous()
 
 
+def density(
+    logit: Tensor,  # [...]
+) -> Tensor:  # [...] per metre
+    """Differentiable."""
+    nothing = torch.sigmoid(torch.tensor(EMPTY, device=logit.device))
+    return DENSITY_SCALE * (torch.sigmoid(logit) - nothing).clamp_min(0)
+
+
 def number(
     stored: Tensor,  # [X, Y, Z] bool
 ) -> Tensor:  # [X, Y, Z] int32
@@ -138,21 +148,6 @@ def body_field(
     return Field(
         values, number(stored), (float(low[0]), float(low[1]), float(low[2])), config.voxel
     )
-
-
-def largest_piece(
-    vertices: np.ndarray,  # [V, 3]
-    faces: np.ndarray,  # [F, 3]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # vertices, faces, indices of the kept vertices
-    """The connected component with the most vertices (eyes and teeth lie inside it)."""
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=[len(vertices)] * 2)
-    _, label = connected_components(graph, directed=False)
-    biggest = np.bincount(label).argmax()
-    kept = np.nonzero(label == biggest)[0]
-    number = np.full(len(vertices), -1)
-    number[kept] = np.arange(len(kept))
-    return vertices[kept], number[faces[label[faces[:, 0]] == biggest]], kept
 
 
 def _signed_distance(

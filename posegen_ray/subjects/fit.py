@@ -1,135 +1,71 @@
-"""Fits a subject to a capture: optimises the field's colours and densities by the fused renderer.
+"""Makes a subject from a capture: fits the kind of field asked for, and measures it.
 
 Poses and cameras are taken as given. Knows nothing of where a capture comes from.
-Legend: B frames, N rays, M field vertices, V lattice vertices.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
-import warp as wp
 from torch import Tensor
 
-from posegen_ray.body.camera import Camera
 from posegen_ray.body.model import BodyModel
-from posegen_ray.config import FitConfig, RendererConfig
+from posegen_ray.config import FieldConfig, FitConfig, RendererConfig
 from posegen_ray.errors import DataError
-from posegen_ray.seeding import numpy_stream, torch_stream
-from posegen_ray.subjects import grid_kernels
+from posegen_ray.subjects.anerf import AnerfModel
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.deform import Lattice, build_lattice, pose_lattice
-from posegen_ray.subjects.field import LOGIT_LIMIT, Field, body_field, widened
-from posegen_ray.subjects.render_fused import (
-    FusedModel,
-    View,
-    launch,
-    ray_slopes,
-    to_camera_bones,
-)
-from posegen_ray.subjects.store import Subject, SubjectManifest
-from posegen_ray.subjects.warp_cache import prepare, warp_device_name
+from posegen_ray.subjects.fit_anerf import fit_anerf
+from posegen_ray.subjects.fit_voxels import fit_voxels
+from posegen_ray.subjects.render import Model
+from posegen_ray.subjects.render_fused import FusedModel
+from posegen_ray.subjects.store import AnerfSubject, Subject, SubjectManifest, VoxelSubject
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
-_SURVEY = 24  # pictures looked at for carving and for pruning
-_MAJORITY = 0.95  # share of votes above which a place starts as part of the person
-_MINORITY = 0.88  # share of votes below which it cannot become part of it
-_CERTAINTY = 20.0  # density logit per unit of share
-_SHOWN = 0.012  # rays per picture that a vertex must colour to stay
-_SOLID = 2.0  # density logit above which it stays anyway
-_RING = 1  # vertices kept around what matters, for densities to fade in
-_FAINT = -6.0  # density logit (1 per metre) below which a finished field holds nothing
-_FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
-
-@dataclass(frozen=True)
-class _Frame:
-    """One training picture, reduced to the rays that can see the person."""
-
-    view: View
-    slopes: Tensor  # [N, 2]
-    target: Tensor  # [N, 4] premultiplied
+def fit_steps(field: FieldConfig, config: FitConfig) -> int:
+    """How many steps a fit takes."""
+    return field.anerf.steps if field.kind == "anerf" else config.steps
 
 
 def fit_subject(
     capture: Capture,
     body: BodyModel,
+    field: FieldConfig,
     config: FitConfig,
     seed: int,
     progress: Progress | None = None,
     device: torch.device | str = "cpu",
 ) -> Subject:
-    """Makes a subject from a capture; PSNR on the held-out frames goes into its manifest.
-
-    Each step renders one training picture before a random background (against floaters), pulls the
-    squared error back to the field, and takes an Adam step. Part of the way through, and at the
-    end, empty places go, which makes every later rendering faster.
+    """A subject, with the PSNR on the held-out frames in its manifest.
 
     Raises:
         DataError: the capture was made for another body, or has no frame to fit to.
     """
     _check(capture, body)
-    training = (~capture.held_out).nonzero()[:, 0].tolist()
-    bones = _bones(capture, body)
-    start = body_field(body, capture.shape, config.region)
-    field = carve(capture, body, bones, start, training, device)
-    prune_step = round(config.prune_at * config.steps)
-    order = numpy_stream(seed, "fit", "order")
-    backgrounds = torch_stream(seed, "fit", "background", device=torch.device(device).type)
-    lattice = build_lattice(body, capture.shape, field)
-    outside = _outside(start, field)
-    optimiser = _FieldOptimiser(lattice, field, outside, config, device)
-    frames = [_frame(optimiser.model, capture, bones, i) for i in training]
-    queue: list[int] = []
-    for step in range(config.steps):
-        if step == prune_step:
-            field = prune(optimiser.field(), _shown(optimiser.model, frames))
-            lattice = build_lattice(body, capture.shape, field)
-            outside = _outside(start, field)
-            optimiser = _FieldOptimiser(lattice, field, outside, config, device, step)
-            frames = [_frame(optimiser.model, capture, bones, i) for i in training]
-        if not queue:
-            queue = order.permutation(len(frames)).tolist()
-        optimiser.step(frames[queue.pop()], backgrounds)
-        if progress is not None:
-            progress(step + 1, config.steps)
-    field = optimiser.field()
-    field = prune(field, field.values[:, 3] > _FAINT, ring=0)
-    lattice = build_lattice(body, capture.shape, field)
-    psnr_full, psnr_person = measure_psnr(capture, body, lattice, field, device)
-    manifest = SubjectManifest(
-        name=capture.name,
-        body=capture.body,
-        shape=tuple(float(v) for v in capture.shape),
-        psnr_full=psnr_full,
-        psnr_person=psnr_person,
-        held_out_frames=int(capture.held_out.sum()),
-        capture_sha256=capture.sha256(),
-        licence=capture.licence,
-        source=capture.source,
-    )
-    return Subject(manifest, lattice.to("cpu"), field.to("cpu"))
+    bones = capture.bones(body)
+    if field.kind == "anerf":
+        network = fit_anerf(capture, body, bones, field.anerf, seed, progress, device)
+        manifest = _manifest(capture, bones, AnerfModel(network, device))
+        return AnerfSubject(manifest, network.to("cpu"))
+    lattice, grid, light = fit_voxels(capture, body, bones, config, seed, progress, device)
+    model = FusedModel(lattice, grid, light, RendererConfig(), device)
+    return VoxelSubject(_manifest(capture, bones, model), lattice, grid, light)
 
 
 def measure_psnr(
     capture: Capture,
-    body: BodyModel,
-    lattice: Lattice,
-    field: Field,
-    device: torch.device | str = "cpu",
+    bones: Tensor,  # [N, 24, 3, 4]
+    model: Model,
 ) -> tuple[float, float]:  # dB: whole picture, person's bounding box; NaN without held-out frames
     """PSNR of the held-out frames before white, from the mean squared error over all of them."""
-    model = FusedModel(lattice, field, RendererConfig(), device)
-    bones = _bones(capture, body)
     full, person = [], []
     for i in capture.held_out.nonzero()[:, 0].tolist():
         with torch.no_grad():
-            rgba = model.draw(bones[i : i + 1].to(device), _camera(capture, i, device))[0].cpu()
-        error = (on_white(rgba) - on_white(_target(capture, i))).square().mean(-1)
+            drawn = model.draw(bones[i : i + 1].to(model.device), capture.view(i, model.device))
+        error = (on_white(drawn[0].cpu()) - on_white(capture.target(i))).square().mean(-1)
         rows, columns = (capture.masks[i] > 127).nonzero().unbind(-1)
         full.append(error.mean())
         if len(rows):
@@ -145,178 +81,19 @@ def on_white(
     return rgba[..., :3] + 1 - rgba[..., 3:]
 
 
-def carve(
-    capture: Capture,
-    body: BodyModel,
-    bones: Tensor,  # [B, 24, 3, 4]
-    field: Field,
-    training: list[int],
-    device: torch.device | str = "cpu",
-) -> Field:
-    """Starts the densities from the masks: what most rays through a place call person is person.
-
-    The rays pass an almost transparent field, so that every place gets its votes; a place inside
-    the body needs none. Cells without a chance go.
-    """
-    faint = field.values.clone()
-    faint[:, 3] = -LOGIT_LIMIT
-    lattice = build_lattice(body, capture.shape, field)
-    config = RendererConfig(early_stop=0.0)
-    model = FusedModel(lattice, replace(field, values=faint), config, device)
-    votes = torch.zeros_like(model.field.values)
-    for index in training[:: max(1, len(training) // _SURVEY)]:
-        frame = _frame(model, capture, bones, index)
-        mask = frame.target[:, 3:]
-        # gradients of the colours are sums of weights: red counts for the person, green against
-        counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
-        model.pull_back_to_field(
-            frame.view, frame.slopes, torch.zeros_like(counted), counted, votes
-        )
-    yes, no = votes[:, 0].cpu(), votes[:, 1].cpu()
-    share = yes / (yes + no).clamp_min(1e-12)
-    body_logit = field.values[:, 3]
-    voted = ((share - _MAJORITY) * _CERTAINTY).clamp(-6.0, 2.0)
-    values = field.values.clone()
-    values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
-    return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
-
-
-def prune(
-    field: Field,
-    matters: Tensor,  # [M] bool
-    ring: int = _RING,
-) -> Field:
-    """Keeps the vertices at most `ring` steps away from what matters."""
-    grid = torch.zeros(field.index.shape, dtype=torch.bool)
-    grid[field.stored] = matters
-    return field.restricted(widened(grid, ring))
-
-
-def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M] bool
-    """Which field vertices colour enough rays, or lie deep in the person: these are seldom seen,
-    but must stay."""
-    sums = torch.zeros_like(model.field.values)
-    surveyed = frames[:: max(1, len(frames) // _SURVEY)]
-    for frame in surveyed:
-        rgba = model.march(frame.view, frame.slopes)
-        count = torch.zeros_like(rgba)
-        count[:, 0] = 1.0
-        model.pull_back_to_field(frame.view, frame.slopes, rgba, count, sums)
-    shown = sums[:, 0] / len(surveyed) > _SHOWN
-    return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
-
-
-def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
-    """Which vertices of `field` lie outside the naked body, from which `start` was made."""
-    outside = torch.zeros(start.index.shape, dtype=torch.bool)
-    outside[start.stored] = start.values[:, 3] <= 0
-    return outside[field.stored]
-
-
-class _FieldOptimiser:
-    """Adam on the values of a field, with the gradient that the renderer's kernels give."""
-
-    def __init__(
-        self,
-        lattice: Lattice,
-        field: Field,
-        outside: Tensor,  # [M] bool: field vertices outside the naked body
-        config: FitConfig,
-        device: torch.device | str,
-        done: int = 0,
-    ) -> None:
-        prepare(warp_device_name(torch.device(device)), grid_kernels.__name__)
-        field = Field(field.values.clone(), field.index, field.low, field.voxel)
-        self.model = FusedModel(lattice, field, RendererConfig(early_stop=1e-3), device)
-        self._config = config
-        self._done = done  # steps taken so far, for the learning rate
-        self._since = 0  # steps taken since the moments were zero
-        values = self.model.field.values
-        self._grad = torch.zeros_like(values)
-        self._moments = (torch.zeros_like(values), torch.zeros_like(values))
-        self._neighbours = self.model.field.neighbours()
-        self._push = config.sparsity * outside.to(values)  # [M] against fog, in the air only
-
-    def field(self) -> Field:
-        """The field as it stands."""
-        return self.model.field.to("cpu")
-
-    def step(self, frame: _Frame, backgrounds: torch.Generator) -> None:
-        model = self.model
-        rgba = model.march(frame.view, frame.slopes)
-        behind = torch.rand(len(rgba), 3, generator=backgrounds, device=rgba.device)
-        difference = rgba - frame.target
-        residual = difference[:, :3] - difference[:, 3:] * behind
-        grad_rgba = torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
-        model.pull_back_to_field(frame.view, frame.slopes, rgba, grad_rgba, self._grad)
-        self._grad[:, 3] += self._push
-        values = wp.from_torch(model.field.values, dtype=wp.vec4)
-        grad = wp.from_torch(self._grad, dtype=wp.vec4)
-        smoothness = self._config.smoothness
-        launch(
-            grid_kernels.smooth,
-            len(self._grad),
-            [
-                wp.from_torch(self._neighbours, dtype=wp.int32),
-                values,
-                # a logit spans about ten times the range of a colour
-                wp.vec4(smoothness, smoothness, smoothness, 0.01 * smoothness),
-                grad,
-            ],
-            model.device,
-        )
-        self._since += 1
-        decay = _FINAL_RATE ** (self._done / self._config.steps)
-        self._done += 1
-        colour, density = decay * self._config.colour_rate, decay * self._config.density_rate
-        launch(
-            grid_kernels.adam,
-            len(self._grad),
-            [
-                values,
-                grad,
-                *(wp.from_torch(moment, dtype=wp.vec4) for moment in self._moments),
-                wp.vec4(colour, colour, colour, density),
-                1.0 / (1.0 - 0.9**self._since),
-                1.0 / (1.0 - 0.99**self._since),
-                wp.vec4(0.0, 0.0, 0.0, -LOGIT_LIMIT),
-                wp.vec4(1.0, 1.0, 1.0, LOGIT_LIMIT),
-            ],
-            model.device,
-        )
-        model.refresh()
-
-
-def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _Frame:
-    camera = _camera(capture, index, model.device)
-    local = to_camera_bones(camera, bones[index : index + 1].to(model.device))
-    view = model.find_rays(pose_lattice(model.lattice, local), camera)
-    target = _target(capture, index).to(model.device).view(-1, 4)[view.row]
-    return _Frame(view, ray_slopes(camera, view), target)
-
-
-def _bones(capture: Capture, body: BodyModel) -> Tensor:  # [B, 24, 3, 4]
-    with torch.no_grad():
-        poses = capture.poses
-        bones: Tensor = body(poses.rotations, capture.shape[None], poses.translation).bones
-        return bones
-
-
-def _camera(capture: Capture, index: int, device: torch.device | str) -> Camera:
-    camera = capture.camera[index : index + 1]
-    return Camera(
-        camera.rotation.to(device),
-        camera.translation.to(device),
-        camera.focal.to(device),
-        camera.principal.to(device),
-        camera.height,
-        camera.width,
+def _manifest(capture: Capture, bones: Tensor, model: Model) -> SubjectManifest:
+    psnr_full, psnr_person = measure_psnr(capture, bones, model)
+    return SubjectManifest(
+        name=capture.name,
+        body=capture.body,
+        shape=tuple(float(v) for v in capture.shape),
+        psnr_full=psnr_full,
+        psnr_person=psnr_person,
+        held_out_frames=int(capture.held_out.sum()),
+        capture_sha256=capture.sha256(),
+        licence=capture.licence,
+        source=capture.source,
     )
-
-
-def _target(capture: Capture, index: int) -> Tensor:  # [H, W, 4] premultiplied
-    mask = capture.masks[index, ..., None].float() / 255
-    return torch.cat([capture.images[index].float() / 255 * mask, mask], -1)
 
 
 def _decibel(errors: list[Tensor]) -> float:

@@ -22,7 +22,8 @@ class Blocks:
 
     values: wp.array(dtype=wp.vec4)  # [64 N] red, green, blue, density logit
     rows: wp.array(dtype=wp.int32)  # [64 N] where they come from in the field; -1: nowhere
-    density_scale: float  # per metre: density = scale * sigmoid(logit)
+    density_scale: float  # per metre: density = scale * (sigmoid(logit) - sigmoid(empty))
+    empty: float  # logits below it are no density at all
 
 
 @wp.struct
@@ -50,46 +51,6 @@ def find_cell(block: int, place: wp.vec3):
 
 
 @wp.func
-def interpolate(blocks: Blocks, cell: Cell):
-    i = cell.corner
-    low_z = 1.0 - cell.z
-    v00 = low_z * blocks.values[i] + cell.z * blocks.values[i + 1]
-    v01 = low_z * blocks.values[i + 4] + cell.z * blocks.values[i + 5]
-    v10 = low_z * blocks.values[i + 16] + cell.z * blocks.values[i + 17]
-    v11 = low_z * blocks.values[i + 20] + cell.z * blocks.values[i + 21]
-    v0 = (1.0 - cell.y) * v00 + cell.y * v01
-    v1 = (1.0 - cell.y) * v10 + cell.y * v11
-    return (1.0 - cell.x) * v0 + cell.x * v1
-
-
-@wp.func
-def pull_back_place(blocks: Blocks, cell: Cell, grad: wp.vec4):
-    """Gradient of `interpolate` with respect to the place, in cells."""
-    i = cell.corner
-    # the gradient is one number per corner: dot products first, then differences of numbers
-    a0 = wp.dot(grad, blocks.values[i])
-    a1 = wp.dot(grad, blocks.values[i + 1])
-    b0 = wp.dot(grad, blocks.values[i + 4])
-    b1 = wp.dot(grad, blocks.values[i + 5])
-    c0 = wp.dot(grad, blocks.values[i + 16])
-    c1 = wp.dot(grad, blocks.values[i + 17])
-    d0 = wp.dot(grad, blocks.values[i + 20])
-    d1 = wp.dot(grad, blocks.values[i + 21])
-    ux = 1.0 - cell.x
-    uy = 1.0 - cell.y
-    uz = 1.0 - cell.z
-    v00 = uz * a0 + cell.z * a1
-    v01 = uz * b0 + cell.z * b1
-    v10 = uz * c0 + cell.z * c1
-    v11 = uz * d0 + cell.z * d1
-    return wp.vec3(
-        uy * (v10 - v00) + cell.y * (v11 - v01),
-        ux * (v01 - v00) + cell.x * (v11 - v10),
-        ux * (uy * (a1 - a0) + cell.y * (b1 - b0)) + cell.x * (uy * (c1 - c0) + cell.y * (d1 - d0)),
-    )
-
-
-@wp.func
 def add_to_row(grad_values: wp.array(dtype=wp.vec4), row: int, grad: wp.vec4):
     if row >= 0:
         wp.atomic_add(grad_values, row, grad)
@@ -99,7 +60,7 @@ def add_to_row(grad_values: wp.array(dtype=wp.vec4), row: int, grad: wp.vec4):
 def pull_back_values(
     blocks: Blocks, grad_values: wp.array(dtype=wp.vec4), cell: Cell, grad: wp.vec4
 ):
-    """Adds the gradient of `interpolate` to the field's rows."""
+    """Adds the gradient of trilinear interpolation to the field's rows."""
     i = cell.corner
     low = (1.0 - cell.z) * grad
     high = cell.z * grad

@@ -10,7 +10,12 @@ tetrahedron to tetrahedron. Inside one, barycentric coordinates b carry it back 
     b(t) = offset + t rate,   canonical(t) = sum_i b_i(t) rest_i
 
 with rate_i = gradient_i . direction. Offsets and gradients are worked out once for each tetrahedron
-and picture (`find_maps`), and so is their adjoint (`pull_back_maps`).
+and picture (`find_maps`), and so is their adjoint (`pull_back_maps`). A ray that comes in at depth
+d goes out where the first coordinate falls to zero: the way there is 1 / max_i(-rate_i / b_i(d)).
+All four coordinates go through the same vector operations and nothing branches on their signs: on a
+CPU a branch that cannot be foreseen costs more than the arithmetic.
+
+A face is named from inside by 4 * tetrahedron + the corner opposite it.
 
 Each crossing of a tetrahedron gets one sample, half-way (about one to a field cell). It moves with
 the tetrahedron, so nothing flickers when the body moves past a fixed grid of depths; and a crossing
@@ -29,15 +34,17 @@ Knows nothing about torch.
 # mypy: disable-error-code="no-untyped-def,valid-type,no-any-return"
 import warp as wp
 
-from posegen_ray.subjects.grid_kernels import (
-    Blocks,
-    find_cell,
-    interpolate,
-    pull_back_place,
-    pull_back_values,
+from posegen_ray.subjects.grid_kernels import Blocks, find_cell, pull_back_values
+from posegen_ray.subjects.vector_kernels import (
+    cross_four,
+    fetch_four,
+    pull_back_cross_four,
+    pull_back_shade_four,
+    shade_four,
 )
 
-wp.set_module_options({"enable_backward": False})
+# fused multiply-adds keep the CPU compiler from working on four numbers at once
+wp.set_module_options({"enable_backward": False, "fuse_fp": True})
 
 LAYERS = 6  # entries kept per pixel
 LAYERS_CONSTANT = wp.constant(LAYERS)
@@ -47,9 +54,10 @@ NEAR = wp.constant(0.05)  # metres; triangles nearer than this are not drawn
 FAR = wp.constant(1.0e9)  # metres: a walk that is over
 FLAT = wp.constant(1.0e-9)  # cubic metres (six times the volume): a tetrahedron inside out
 HOLE = wp.constant(1.0e30)  # offset that marks such a tetrahedron
+AT_FACE = wp.constant(1.0e-9)  # least coordinate: at the face that a ray has come through
 MOST_CROSSINGS = wp.constant(4096)  # of a ray; a bound for degenerate lattices
 
-Tets = wp.types.vector(length=LAYERS, dtype=wp.int32)
+Faces = wp.types.vector(length=LAYERS, dtype=wp.int32)
 Depths = wp.types.vector(length=LAYERS, dtype=wp.float32)
 
 
@@ -69,7 +77,7 @@ def edge_side(
 @wp.func
 def rasterise_face(
     image: int,
-    tet: int,  # behind the face
+    face: int,
     ia: int,  # the face's vertices, counter-clockwise from outside
     ib: int,
     ic: int,
@@ -121,7 +129,7 @@ def rasterise_face(
                 ray = wp.vec3((px - centre[0]) / f, (py - centre[1]) / f, 1.0)
                 depth = height / wp.dot(normal, ray)
                 # positive floats order like their bits: smaller key = nearer
-                key = (wp.uint64(wp.cast(depth, wp.uint32)) << wp.uint64(32)) | wp.uint64(tet)
+                key = (wp.uint64(wp.cast(depth, wp.uint32)) << wp.uint64(32)) | wp.uint64(face)
                 pixel = start[image] + (y - area[1]) * area[2] + (x - area[0])
                 for layer in range(LAYERS_CONSTANT):
                     old = wp.atomic_min(front, pixel, layer, key)
@@ -133,15 +141,15 @@ def rasterise_face(
 @wp.kernel
 def rasterise(
     points: wp.array2d(dtype=wp.vec3),  # [B, V] camera space
-    faces: wp.array(dtype=wp.vec4i),  # [F] of the boundary: tetrahedron, then three vertices
+    boundary: wp.array(dtype=wp.vec4i),  # [F] the face, then its three vertices
     focal: wp.array(dtype=float),  # [B]
     principal: wp.array(dtype=wp.vec2),  # [B]
     box: wp.array(dtype=wp.vec4i),  # [B] x, y, width, height of the pixels drawn
     start: wp.array(dtype=wp.int32),  # [B] row of the box's first pixel in `front`
-    front: wp.array2d(dtype=wp.uint64),  # [pixels, LAYERS] depth bits and tetrahedron, sorted
+    front: wp.array2d(dtype=wp.uint64),  # [pixels, LAYERS] depth bits and face, sorted
 ):
     image, i = wp.tid()
-    face = faces[i]
+    face = boundary[i]
     rasterise_face(
         image, face[0], face[1], face[2], face[3], points, focal, principal, box, start, front
     )
@@ -151,7 +159,7 @@ def rasterise(
 def find_maps(
     points: wp.array2d(dtype=wp.vec3),  # [B, V] camera space
     tets: wp.array(dtype=wp.vec4i),  # [T]
-    maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3] out; see `Posed.maps`
+    maps: wp.array(dtype=wp.vec4),  # [4 B T] out; see `Posed.maps`
 ):
     image, tet = wp.tid()
     corners = tets[tet]
@@ -161,21 +169,28 @@ def find_maps(
     side_3 = points[image, corners[3]] - p
     across = wp.cross(side_2, side_3)
     volume = wp.dot(side_1, across)
+    row = 4 * (image * tets.shape[0] + tet)
     if volume <= FLAT:
-        maps[image, tet, 0] = wp.vec4(0.0, 0.0, 0.0, HOLE)
+        maps[row + 3] = wp.vec4(HOLE, HOLE, HOLE, HOLE)
         return
     scale = 1.0 / volume
     g1 = scale * across
     g2 = scale * wp.cross(side_3, side_1)
     g3 = scale * wp.cross(side_1, side_2)
-    maps[image, tet, 0] = wp.vec4(g1[0], g1[1], g1[2], -wp.dot(g1, p))
-    maps[image, tet, 1] = wp.vec4(g2[0], g2[1], g2[2], -wp.dot(g2, p))
-    maps[image, tet, 2] = wp.vec4(g3[0], g3[1], g3[2], -wp.dot(g3, p))
+    o1 = -wp.dot(g1, p)
+    o2 = -wp.dot(g2, p)
+    o3 = -wp.dot(g3, p)
+    for axis in range(3):
+        x1 = g1[axis]
+        x2 = g2[axis]
+        x3 = g3[axis]
+        maps[row + axis] = wp.vec4(-x1 - x2 - x3, x1, x2, x3)
+    maps[row + 3] = wp.vec4(1.0 - o1 - o2 - o3, o1, o2, o3)
 
 
 @wp.func
-def is_hole(row: wp.vec4):
-    return row[3] == HOLE
+def is_hole(maps: wp.array(dtype=wp.vec4), row: int):
+    return maps[row + 3][0] == HOLE
 
 
 @wp.func
@@ -194,8 +209,8 @@ def face_of(corners: wp.vec4i, corner: int):
 def rasterise_holes(
     points: wp.array2d(dtype=wp.vec3),  # as in `rasterise`
     tets: wp.array(dtype=wp.vec4i),
-    neighbours: wp.array(dtype=wp.vec4i),
-    maps: wp.array3d(dtype=wp.vec4),
+    neighbours: wp.array(dtype=wp.int32),
+    maps: wp.array(dtype=wp.vec4),
     focal: wp.array(dtype=float),
     principal: wp.array(dtype=wp.vec2),
     box: wp.array(dtype=wp.vec4i),
@@ -204,23 +219,18 @@ def rasterise_holes(
 ):
     """The faces between holes and whole tetrahedra are boundary, too."""
     image, tet = wp.tid()
-    if not is_hole(maps[image, tet, 0]):
+    first = image * tets.shape[0]
+    if not is_hole(maps, 4 * (first + tet)):
         return
-    around = neighbours[tet]
     for i in range(4):
-        other = around[i]
-        if other >= 0:  # noqa: SIM102 (Warp would look at maps[-1])
-            if not is_hole(maps[image, other, 0]):
-                back = neighbours[other]
-                for j in range(4):
-                    if back[j] == tet:
-                        face = face_of(tets[other], j)
-                        a = face[0]
-                        b = face[1]
-                        c = face[2]
-                        rasterise_face(
-                            image, other, a, b, c, points, focal, principal, box, start, front
-                        )
+        face = neighbours[4 * tet + i]
+        if face >= 0:  # noqa: SIM102 (Warp would look at maps[-1])
+            if not is_hole(maps, 4 * (first + face / 4)):
+                corners = face_of(tets[face / 4], face % 4)
+                a = corners[0]
+                b = corners[1]
+                c = corners[2]
+                rasterise_face(image, face, a, b, c, points, focal, principal, box, start, front)
 
 
 # --- walking ------------------------------------------------------------------------------------
@@ -230,12 +240,14 @@ def rasterise_holes(
 class Posed:
     """The posed lattice in every picture of a batch."""
 
-    # row i: the gradient (x, y, z) of barycentric coordinate i + 1, and its value at the camera;
-    # coordinate 0 is 1 less the others
-    maps: wp.array3d(dtype=wp.vec4)  # [B, T, 3]
-    neighbours: wp.array(dtype=wp.vec4i)  # [T] across the face opposite each corner; -1: none
-    # in cells from the cube's corner: corner 0, then the sides from it to corners 1, 2 and 3
-    patterns: wp.array2d(dtype=wp.vec3)  # [10, 4]
+    # four rows for each tetrahedron and picture; columns are its barycentric coordinates, rows what
+    # they change by along x, y and z, and their values at the camera
+    maps: wp.array(dtype=wp.vec4)  # [4 B T]
+    neighbours: wp.array(dtype=wp.int32)  # [4 T] what each face is called from the other side; -1
+    corners: wp.array(dtype=wp.vec4)  # [40] of a cube's ten kinds of tetrahedra, in cells
+    tets: wp.array(dtype=wp.vec4i)  # [T]
+    brightness: wp.array(dtype=float)  # [B V] under the light
+    vertices: int  # V
     first_odd: int  # from this tetrahedron on, cubes are odd
     layers: int
     early_stop: float
@@ -245,76 +257,71 @@ class Posed:
 class Crossing:
     """A ray's way through one tetrahedron."""
 
-    begin: float  # depths; end < begin: the ray misses it
-    end: float
-    enter: int  # corner opposite the face of either end
-    leave: int
-    start: wp.vec3  # place in the block (cells) at t = 0
-    velocity: wp.vec3  # its change with t
-    rate: wp.vec4  # change of the barycentric coordinates with t
+    row: int  # where the tetrahedron's map begins
+    kind: int  # where its corners begin in `Posed.corners`
+    block: int  # its cube's values
+    enter: int  # corner opposite the face that the ray comes in by
+    depth: float  # at which the ray comes in
+    way: float  # depth out - depth in
+    leave: int  # corner opposite the face that the ray goes out by
+    onward: int  # what that face is called on the other side; -1: nothing is there
+    place: wp.vec3  # half-way, in cells from the cube's corner
+    brightness: float  # there
 
 
 @wp.func
-def pattern_of(posed: Posed, tet: int):
-    pattern = tet % 5
+def kind_of(posed: Posed, tet: int):
+    """Where the tetrahedron's corners begin in `Posed.corners`."""
+    kind = tet % 5
     if tet >= posed.first_odd:
-        pattern = pattern + 5
-    return pattern
+        kind += 5
+    return 4 * kind
 
 
 @wp.func
-def along(row: wp.vec4, slope: wp.vec2):
-    return row[0] * slope[0] + row[1] * slope[1] + row[2]
-
-
-@wp.func
-def cross_tet(posed: Posed, image: int, tet: int, slope: wp.vec2):
-    row_1 = posed.maps[image, tet, 0]
-    row_2 = posed.maps[image, tet, 1]
-    row_3 = posed.maps[image, tet, 2]
-    o1 = row_1[3]
-    o2 = row_2[3]
-    o3 = row_3[3]
-    r1 = along(row_1, slope)
-    r2 = along(row_2, slope)
-    r3 = along(row_3, slope)
-    offset = wp.vec4(1.0 - o1 - o2 - o3, o1, o2, o3)
+def cross_tet(posed: Posed, image: int, face: int, slope: wp.vec2, depth: float):
+    """The way in by a face, at `depth`, to the far face."""
+    tet = face / 4
     crossing = Crossing()
-    crossing.rate = wp.vec4(-r1 - r2 - r3, r1, r2, r3)
-    begin = float(-FAR)
-    end = float(FAR)
-    for i in range(4):
-        rate = crossing.rate[i]
-        t = -offset[i] / rate  # a rate of zero gives an infinite t, which never counts
-        if rate > 0.0 and t > begin:
-            begin = t
-            crossing.enter = i
-        if rate < 0.0 and t < end:
-            end = t
-            crossing.leave = i
-    crossing.begin = begin
-    crossing.end = end
-    pattern = pattern_of(posed, tet)
-    side_1 = posed.patterns[pattern, 1]
-    side_2 = posed.patterns[pattern, 2]
-    side_3 = posed.patterns[pattern, 3]
-    crossing.start = posed.patterns[pattern, 0] + o1 * side_1 + o2 * side_2 + o3 * side_3
-    crossing.velocity = r1 * side_1 + r2 * side_2 + r3 * side_3
+    crossing.block = tet / 5
+    crossing.enter = face % 4
+    crossing.row = 4 * (image * posed.tets.shape[0] + tet)
+    crossing.kind = kind_of(posed, tet)
+    crossing.depth = depth
+    found = cross_four(
+        posed.maps,
+        crossing.row,
+        posed.neighbours,
+        posed.corners,
+        crossing.kind,
+        posed.tets,
+        tet,
+        posed.brightness,
+        image * posed.vertices,
+        slope,
+        depth,
+        AT_FACE,
+    )
+    crossing.place = wp.vec3(found[0], found[1], found[2])
+    crossing.way = found[3]
+    crossing.brightness = found[4]
+    crossing.leave = wp.cast(found[5], wp.int32)
+    crossing.onward = wp.cast(found[6], wp.int32)
     return crossing
 
 
 @wp.func
 def first_walks(front: wp.array2d(dtype=wp.uint64), ray: int, layers: int):
-    """The tetrahedron that each walk begins in, and the depth at which it does."""
-    tets = Tets(-1)
+    """The face by which each walk comes in, and its depth."""
+    faces = Faces(-1)
     depths = Depths(FAR)
     for layer in range(LAYERS_CONSTANT):
         if layer < layers:
             key = front[ray, layer]
             if key != EMPTY:
-                tets[layer] = int(wp.uint32(key & LOW_HALF))
+                faces[layer] = int(wp.uint32(key & LOW_HALF))
                 depths[layer] = wp.cast(wp.uint32(key >> wp.uint64(32)), wp.float32)
-    return tets, depths
+    return faces, depths
 
 
 @wp.func
@@ -324,6 +331,11 @@ def nearest_walk(depths: Depths):
         if depths[walk] < depths[nearest]:
             nearest = walk
     return nearest
+
+
+@wp.func
+def head_of(row: wp.vec4):
+    return wp.vec3(row[0], row[1], row[2])
 
 
 @wp.kernel
@@ -341,88 +353,47 @@ def march(
     norm = wp.sqrt(1.0 + wp.dot(slope, slope))
     light = float(1.0)
     colour = wp.vec3(0.0, 0.0, 0.0)
-    tets, depths = first_walks(front, ray, posed.layers)
+    faces, depths = first_walks(front, ray, posed.layers)
     several = depths[1] < FAR
+    # a crossing is shaded when the next one is known: by then its values have come from memory
+    waiting = Crossing()
+    going = int(1)
     for _ in range(MOST_CROSSINGS):
-        walk = int(0)
-        if several:
-            walk = nearest_walk(depths)
-        depth = depths[walk]
-        if depth >= FAR:
+        crossing = Crossing()
+        if going == 1:
+            walk = int(0)
+            if several:
+                walk = nearest_walk(depths)
+            depth = depths[walk]
+            onward = int(-1)
+            if depth >= FAR:
+                going = 0
+            else:
+                face = faces[walk]
+                if not is_hole(posed.maps, 4 * (image * posed.tets.shape[0] + face / 4)):
+                    crossing = cross_tet(posed, image, face, slope, depth)
+                    fetch_four(blocks.values, crossing.block, crossing.place)
+                    onward = crossing.onward
+                    depth += crossing.way
+            faces[walk] = onward
+            depths[walk] = wp.where(onward >= 0, depth, FAR)
+        if waiting.way > 0.0:
+            value = shade_four(
+                blocks.values,
+                waiting.block,
+                waiting.place,
+                blocks.density_scale,
+                blocks.empty,
+                waiting.way * norm,
+            )
+            colour += (light * (1.0 - value[3]) * waiting.brightness) * head_of(value)
+            light = light * value[3]
+        waiting = crossing
+        if going == 0:
             break
-        tet = tets[walk]
-        onward = int(-1)
-        end = depth
-        if not is_hole(posed.maps[image, tet, 0]):
-            crossing = cross_tet(posed, image, tet, slope)
-            end = wp.max(crossing.end, depth)
-            onward = posed.neighbours[tet][crossing.leave]
-            way = crossing.end - crossing.begin
-            if way > 0.0:
-                t = crossing.begin + 0.5 * way
-                cell = find_cell(tet / 5, crossing.start + t * crossing.velocity)
-                value = interpolate(blocks, cell)
-                density = blocks.density_scale / (1.0 + wp.exp(-value[3]))
-                passed = wp.exp(-density * way * norm)
-                colour += (light * (1.0 - passed)) * wp.vec3(value[0], value[1], value[2])
-                light = light * passed
-        tets[walk] = onward
-        depths[walk] = FAR
-        if onward >= 0:
-            depths[walk] = end
         if light < posed.early_stop:
-            break
+            going = 0
     rgba[ray] = wp.vec4(colour[0], colour[1], colour[2], 1.0 - light)
-
-
-@wp.func
-def towards(corner: int):
-    """What the gradient of a corner's coordinate is of those of coordinates 1 to 3."""
-    if corner == 0:
-        return wp.vec3(-1.0, -1.0, -1.0)
-    unit = wp.vec3(0.0, 0.0, 0.0)
-    unit[corner - 1] = 1.0
-    return unit
-
-
-@wp.func
-def pull_back_crossing(
-    posed: Posed,
-    image: int,
-    tet: int,
-    slope: wp.vec2,
-    crossing: Crossing,
-    pull: wp.vec3,  # d(loss)/d(the sample's place in the block)
-    grad_way: float,  # d(loss)/d(crossing.end - crossing.begin)
-    grad_maps: wp.array3d(dtype=wp.vec4),
-):
-    """Adds the gradient of a crossing to the tetrahedron's map; returns the slope's.
-
-    The ends obey coordinate(end) = 0 for the corner opposite their face.
-    """
-    pattern = pattern_of(posed, tet)
-    side_1 = posed.patterns[pattern, 1]
-    side_2 = posed.patterns[pattern, 2]
-    side_3 = posed.patterns[pattern, 3]
-    half = 0.5 * wp.dot(pull, crossing.velocity)  # the sample moves with either end
-    enter = ((half - grad_way) / crossing.rate[crossing.enter]) * towards(crossing.enter)
-    leave = ((half + grad_way) / crossing.rate[crossing.leave]) * towards(crossing.leave)
-    offset = wp.vec3(wp.dot(side_1, pull), wp.dot(side_2, pull), wp.dot(side_3, pull))
-    rate = 0.5 * (crossing.begin + crossing.end) * offset
-    offset -= enter + leave
-    rate -= crossing.begin * enter + crossing.end * leave
-    result = wp.vec2(0.0, 0.0)
-    for i in range(3):
-        row = posed.maps[image, tet, i]
-        result += rate[i] * wp.vec2(row[0], row[1])
-        wp.atomic_add(
-            grad_maps,
-            image,
-            tet,
-            i,
-            wp.vec4(rate[i] * slope[0], rate[i] * slope[1], rate[i], offset[i]),
-        )
-    return result
 
 
 @wp.kernel
@@ -436,8 +407,9 @@ def march_backward(
     grad_rgba: wp.array(dtype=wp.vec4),  # [N]
     to_pose: int,  # 1: add to grad_maps and set grad_slopes
     to_field: int,  # 1: add to grad_values
-    grad_maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3]
+    grad_maps: wp.array(dtype=wp.vec4),  # [4 B T]
     grad_slopes: wp.array(dtype=wp.vec2),  # [N]
+    grad_brightness: wp.array(dtype=float),  # [B V] added to
     grad_values: wp.array(dtype=wp.vec4),  # [M]
 ):
     ray = wp.tid()
@@ -452,103 +424,124 @@ def march_backward(
     light = float(1.0)
     grad_norm = float(0.0)
     grad_slope = wp.vec2(0.0, 0.0)
-    tets, depths = first_walks(front, ray, posed.layers)
+    faces, depths = first_walks(front, ray, posed.layers)
     several = depths[1] < FAR
+    waiting = Crossing()
+    going = int(1)
     for _ in range(MOST_CROSSINGS):
-        walk = int(0)
-        if several:
-            walk = nearest_walk(depths)
-        depth = depths[walk]
-        if depth >= FAR:
-            break
-        tet = tets[walk]
-        onward = int(-1)
-        end = depth
-        if not is_hole(posed.maps[image, tet, 0]):
-            crossing = cross_tet(posed, image, tet, slope)
-            end = wp.max(crossing.end, depth)
-            onward = posed.neighbours[tet][crossing.leave]
-            way = crossing.end - crossing.begin
-            if way > 0.0:
-                t = crossing.begin + 0.5 * way
-                cell = find_cell(tet / 5, crossing.start + t * crossing.velocity)
-                value = interpolate(blocks, cell)
-                sigmoid = 1.0 / (1.0 + wp.exp(-value[3]))
-                density = blocks.density_scale * sigmoid
-                length = way * norm
-                passed = wp.exp(-density * length)
-                weight = light * (1.0 - passed)
-                light = light * passed
-                worth = wp.dot(grad_colour, wp.vec3(value[0], value[1], value[2]))
-                behind = behind - weight * worth
-                grad_depth = light * worth - behind  # d(loss) / d(density * length)
-                grad_value = wp.vec4(
-                    weight * grad[0],
-                    weight * grad[1],
-                    weight * grad[2],
-                    grad_depth * length * density * (1.0 - sigmoid),
+        crossing = Crossing()
+        if going == 1:
+            walk = int(0)
+            if several:
+                walk = nearest_walk(depths)
+            depth = depths[walk]
+            onward = int(-1)
+            if depth >= FAR:
+                going = 0
+            else:
+                face = faces[walk]
+                if not is_hole(posed.maps, 4 * (image * posed.tets.shape[0] + face / 4)):
+                    crossing = cross_tet(posed, image, face, slope, depth)
+                    fetch_four(blocks.values, crossing.block, crossing.place)
+                    onward = crossing.onward
+                    depth += crossing.way
+            faces[walk] = onward
+            depths[walk] = wp.where(onward >= 0, depth, FAR)
+        if waiting.way > 0.0:
+            pull = pull_back_shade_four(
+                blocks.values,
+                waiting.block,
+                waiting.place,
+                blocks.density_scale,
+                blocks.empty,
+                waiting.way * norm,
+                waiting.brightness,
+                light,
+                behind,
+                grad,
+            )
+            light = light * pull[9]
+            behind = pull[10]
+        if waiting.way > 0.0 and pull[9] < 1.0:
+            grad_norm += pull[3] * waiting.way
+            grad_slope += pull_back_cross_four(
+                posed.maps,
+                waiting.row,
+                posed.corners,
+                waiting.kind,
+                posed.tets,
+                waiting.row / 4 - image * posed.tets.shape[0],
+                posed.brightness,
+                image * posed.vertices,
+                slope,
+                norm,
+                waiting.depth,
+                waiting.way,
+                waiting.enter,
+                waiting.leave,
+                pull,
+                to_pose,
+                grad_maps,
+                grad_brightness,
+            )
+            if to_field == 1:
+                pull_back_values(
+                    blocks,
+                    grad_values,
+                    find_cell(waiting.block, waiting.place),
+                    wp.vec4(pull[5], pull[6], pull[7], pull[8]),
                 )
-                if to_field == 1:
-                    pull_back_values(blocks, grad_values, cell, grad_value)
-                if to_pose == 1:
-                    grad_norm += grad_depth * density * way
-                    grad_slope += pull_back_crossing(
-                        posed,
-                        image,
-                        tet,
-                        slope,
-                        crossing,
-                        pull_back_place(blocks, cell, grad_value),
-                        grad_depth * density * norm,
-                        grad_maps,
-                    )
-        tets[walk] = onward
-        depths[walk] = FAR
-        if onward >= 0:
-            depths[walk] = end
-        if light < posed.early_stop:
+        waiting = crossing
+        if going == 0:
             break
+        if light < posed.early_stop:
+            going = 0
     if to_pose == 1:
         grad_slopes[ray] = grad_slope + (grad_norm / norm) * slope
 
 
 @wp.func
-def head_of(row: wp.vec4):
-    return wp.vec3(row[0], row[1], row[2])
+def column(maps: wp.array(dtype=wp.vec4), row: int, corner: int):
+    """What a map says of one coordinate: its gradient, and its value at the camera."""
+    return wp.vec4(
+        maps[row][corner], maps[row + 1][corner], maps[row + 2][corner], maps[row + 3][corner]
+    )
 
 
 @wp.kernel
 def pull_back_maps(
     tets: wp.array(dtype=wp.vec4i),  # [T]
     points: wp.array2d(dtype=wp.vec3),  # [B, V]
-    maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3] what `find_maps` gave
-    grad_maps: wp.array3d(dtype=wp.vec4),  # [B, T, 3]
+    maps: wp.array(dtype=wp.vec4),  # [4 B T] what `find_maps` gave
+    grad_maps: wp.array(dtype=wp.vec4),  # [4 B T]
     grad_points: wp.array2d(dtype=wp.vec3),  # [B, V] added to
 ):
     """The adjoint of `find_maps`.
 
-    The gradients are the rows of the inverse of the matrix E of sides; for a pull D on the
-    inverse, E is pulled by -inverse^T D inverse^T.
+    The gradients of coordinates 1 to 3 are the rows of the inverse of the matrix E of sides; for a
+    pull D on the inverse, E is pulled by -inverse^T D inverse^T. Coordinate 0 is 1 less the others.
     """
     image, tet = wp.tid()
-    row_1 = grad_maps[image, tet, 0]
-    row_2 = grad_maps[image, tet, 1]
-    row_3 = grad_maps[image, tet, 2]
-    if wp.length_sq(row_1) + wp.length_sq(row_2) + wp.length_sq(row_3) == 0.0:
+    row = 4 * (image * tets.shape[0] + tet)
+    pull_0 = column(grad_maps, row, 0)
+    pull_1 = column(grad_maps, row, 1) - pull_0
+    pull_2 = column(grad_maps, row, 2) - pull_0
+    pull_3 = column(grad_maps, row, 3) - pull_0
+    if wp.length_sq(pull_1) + wp.length_sq(pull_2) + wp.length_sq(pull_3) == 0.0:
         return
     corners = tets[tet]
     p = points[image, corners[0]]
-    g1 = head_of(maps[image, tet, 0])
-    g2 = head_of(maps[image, tet, 1])
-    g3 = head_of(maps[image, tet, 2])
-    d1 = head_of(row_1) - row_1[3] * p
-    d2 = head_of(row_2) - row_2[3] * p
-    d3 = head_of(row_3) - row_3[3] * p
-    pull_1 = -(wp.dot(d1, g1) * g1 + wp.dot(d2, g1) * g2 + wp.dot(d3, g1) * g3)
-    pull_2 = -(wp.dot(d1, g2) * g1 + wp.dot(d2, g2) * g2 + wp.dot(d3, g2) * g3)
-    pull_3 = -(wp.dot(d1, g3) * g1 + wp.dot(d2, g3) * g2 + wp.dot(d3, g3) * g3)
-    pull_0 = -(pull_1 + pull_2 + pull_3) - (row_1[3] * g1 + row_2[3] * g2 + row_3[3] * g3)
-    wp.atomic_add(grad_points, image, corners[0], pull_0)
-    wp.atomic_add(grad_points, image, corners[1], pull_1)
-    wp.atomic_add(grad_points, image, corners[2], pull_2)
-    wp.atomic_add(grad_points, image, corners[3], pull_3)
+    g1 = head_of(column(maps, row, 1))
+    g2 = head_of(column(maps, row, 2))
+    g3 = head_of(column(maps, row, 3))
+    d1 = head_of(pull_1) - pull_1[3] * p
+    d2 = head_of(pull_2) - pull_2[3] * p
+    d3 = head_of(pull_3) - pull_3[3] * p
+    grad_1 = -(wp.dot(d1, g1) * g1 + wp.dot(d2, g1) * g2 + wp.dot(d3, g1) * g3)
+    grad_2 = -(wp.dot(d1, g2) * g1 + wp.dot(d2, g2) * g2 + wp.dot(d3, g2) * g3)
+    grad_3 = -(wp.dot(d1, g3) * g1 + wp.dot(d2, g3) * g2 + wp.dot(d3, g3) * g3)
+    grad_0 = -(grad_1 + grad_2 + grad_3) - (pull_1[3] * g1 + pull_2[3] * g2 + pull_3[3] * g3)
+    wp.atomic_add(grad_points, image, corners[0], grad_0)
+    wp.atomic_add(grad_points, image, corners[1], grad_1)
+    wp.atomic_add(grad_points, image, corners[2], grad_2)
+    wp.atomic_add(grad_points, image, corners[3], grad_3)

@@ -17,9 +17,10 @@ from posegen_ray.body.camera import Camera
 from posegen_ray.config import RendererConfig
 from posegen_ray.errors import RenderError
 from posegen_ray.records import RenderRequest, RenderResult
+from posegen_ray.subjects.anerf import AnerfModel
 from posegen_ray.subjects.render_fused import FusedModel
 from posegen_ray.subjects.render_reference import ReferenceModel
-from posegen_ray.subjects.store import Subject
+from posegen_ray.subjects.store import AnerfSubject, Subject, VoxelSubject
 
 
 class RenderGradients(NamedTuple):
@@ -50,7 +51,9 @@ class Renderer(Protocol):
 
 
 class Model(Protocol):
-    """One subject, ready to be drawn (`FusedModel`, `ReferenceModel`)."""
+    """One subject, ready to be drawn (`FusedModel`, `ReferenceModel`, `AnerfModel`)."""
+
+    device: torch.device
 
     def draw(self, bones: Tensor, camera: Camera) -> Tensor: ...
 
@@ -68,10 +71,16 @@ def make_renderer(
     """
     if not subjects:
         raise RenderError("A renderer needs at least one subject.", "Name some in `subjects`.")
+    models = {name: _model(config, subject, device) for name, subject in subjects.items()}
+    return SubjectRenderer(models, device)
+
+
+def _model(config: RendererConfig, subject: Subject, device: torch.device | str) -> Model:
+    if isinstance(subject, AnerfSubject):
+        return AnerfModel(subject.field, device)
+    assert isinstance(subject, VoxelSubject)
     kind = FusedModel if config.kind == "fused" else ReferenceModel
-    return SubjectRenderer(
-        {name: kind(s.lattice, s.field, config, device) for name, s in subjects.items()}, device
-    )
+    return kind(subject.lattice, subject.field, subject.light, config, device)
 
 
 class SubjectRenderer:
@@ -133,14 +142,7 @@ def _moved(request: RenderRequest, device: torch.device) -> tuple[Tensor, Camera
     camera = request.camera
     if request.bones.device == device:
         return request.bones, camera
-    return request.bones.to(device), Camera(
-        camera.rotation.to(device),
-        camera.translation.to(device),
-        camera.focal.to(device),
-        camera.principal.to(device),
-        camera.height,
-        camera.width,
-    )
+    return request.bones.to(device), camera.to(device)
 
 
 def _check(request: RenderRequest, models: Mapping[str, Model]) -> None:

@@ -22,8 +22,9 @@ from torch.nn.functional import pad
 from posegen_ray.body.camera import Camera
 from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import grid_kernels, kernels
-from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_lattice
-from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, Field
+from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
+from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
+from posegen_ray.subjects.light import brightness
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
@@ -34,19 +35,19 @@ _NEAR = 0.05  # metres; kernels.NEAR
 class View:
     """What a batch of pictures shows of the posed lattice; no gradients."""
 
-    maps: Tensor  # [B, T, 3, 4] barycentric coordinates of each tetrahedron; see `kernels.Posed`
+    maps: Tensor  # [B, T, 4, 4] barycentric coordinates of each tetrahedron; see `kernels.Posed`
     # the pixels whose rays meet the lattice
     image: Tensor  # [N] int32, ascending
     row: Tensor  # [N] int64 index into the batch's B * H * W pixels
     centre: Tensor  # [N, 2] pixel centres
-    front: Tensor  # [N, LAYERS] int64: depth bits and tetrahedron of each entry, -1: none
+    front: Tensor  # [N, LAYERS] int64: depth bits and face of each entry, -1: none
 
 
 class FusedModel:
     """One subject's field and lattice, ready to be drawn.
 
     Args:
-        lattice, field: the subject.
+        lattice, field, light: the subject.
         config: layers, early stop.
         device: "cpu" or a CUDA device.
     """
@@ -55,29 +56,33 @@ class FusedModel:
         self,
         lattice: Lattice,
         field: Field,
+        light: Tensor,  # [4, 4]
         config: RendererConfig,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
+        self.light = light.to(self.device)
         prepare(warp_device_name(self.device), kernels.__name__)
         self.config = config
         self.lattice = lattice.to(self.device)
         self.field = field.to(self.device)
         # Warp arrays below are views: these tensors must stay alive with them
         self._boundary = self.lattice.boundary
-        self._patterns = _patterns().to(self.device)
+        self._corners = _corners().to(self.device)
+        self._neighbours = self.lattice.neighbouring_faces.flatten()
         self._rows = self.field.block_rows(self.lattice.cubes).flatten()
         self._values = torch.empty(len(self._rows), 4, device=self.device)
         self.refresh()
         self._warp_tets = wp.from_torch(self.lattice.tets, dtype=wp.vec4i)
-        self._warp_neighbours = wp.from_torch(self.lattice.neighbours, dtype=wp.vec4i)
+        self._warp_neighbours = wp.from_torch(self._neighbours, dtype=wp.int32)
         self._warp_boundary = wp.from_torch(self._boundary, dtype=wp.vec4i)
-        self._warp_patterns = wp.from_torch(self._patterns, dtype=wp.vec3)
+        self._warp_corners = wp.from_torch(self._corners, dtype=wp.vec4)
         self._first_odd = 5 * self.lattice.even
         blocks = grid_kernels.Blocks()
         blocks.values = wp.from_torch(self._values, dtype=wp.vec4)
         blocks.rows = wp.from_torch(self._rows, dtype=wp.int32)
         blocks.density_scale = DENSITY_SCALE
+        blocks.empty = EMPTY
         self._blocks = blocks
 
     def refresh(self) -> None:
@@ -105,10 +110,11 @@ class FusedModel:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _draw_piece(self, bones: Tensor, camera: Camera) -> Tensor:
-        points = pose_lattice(self.lattice, to_camera_bones(camera, bones))
+        points = pose_vertices(self.lattice, to_camera_bones(camera, bones))
+        lit = brightness(self.light, pose_normals(self.lattice, bones))
         view = self.find_rays(points.detach(), camera.detach())
         slopes = ray_slopes(camera, view)
-        colours: Tensor = _March.apply(self, view, points, slopes)  # type: ignore[no-untyped-call]
+        colours: Tensor = _March.apply(self, view, points, slopes, lit)  # type: ignore[no-untyped-call]
         flat = torch.zeros(len(camera) * camera.height * camera.width, 4, device=self.device)
         flat = flat.index_copy(0, view.row, colours)
         return flat.view(len(camera), camera.height, camera.width, 4)
@@ -121,14 +127,14 @@ class FusedModel:
         """Inverts the posed tetrahedra, and rasterises their boundary into sorted entries."""
         batch, tets = len(camera), len(self.lattice.tets)
         points = points.contiguous()
-        maps = torch.empty(batch, tets, 3, 4, device=self.device)
+        maps = torch.empty(batch, tets, 4, 4, device=self.device)
         box = _bounding_boxes(points, camera)
         areas = box[:, 2] * box[:, 3]
         start = areas.cumsum(0) - areas
         total = int(areas.sum())
         front = torch.full((total, kernels.LAYERS), -1, dtype=torch.int64, device=self.device)
         warp_points = wp.from_torch(points, dtype=wp.vec3)
-        warp_maps = wp.from_torch(maps, dtype=wp.vec4)
+        warp_maps = wp.from_torch(maps.view(-1, 4), dtype=wp.vec4)
         self._launch(kernels.find_maps, (batch, tets), [warp_points, self._warp_tets, warp_maps])
         if total:
             pixels = [
@@ -159,11 +165,12 @@ class FusedModel:
         self,
         view: View,
         slopes: Tensor,  # [N, 2]
+        lit: Tensor,  # [B, V] brightness of the lattice's vertices
     ) -> Tensor:  # [N, 4]
         """Premultiplied colour of each ray. Carries no gradient: see `_March`."""
         rgba = torch.empty(len(view.row), 4, device=self.device)
         if len(rgba):
-            inputs = self._ray_inputs(view, slopes)
+            inputs = self._ray_inputs(view, slopes, lit)
             self._launch(kernels.march, len(rgba), [*inputs, wp.from_torch(rgba, dtype=wp.vec4)])
         return rgba
 
@@ -172,17 +179,19 @@ class FusedModel:
         view: View,
         points: Tensor,  # [B, V, 3]
         slopes: Tensor,
+        lit: Tensor,  # [B, V]
         rgba: Tensor,  # [N, 4] what `march` gave
         grad_rgba: Tensor,  # [N, 4]
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of points and slopes."""
+        grad_values: Tensor | None = None,  # [M, 4] if given, the field's gradient is added to it
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of points, slopes and brightness."""
         grad_points = torch.zeros_like(points)
         grad_slopes = torch.zeros_like(slopes)
+        grad_lit = torch.zeros_like(lit)
         if len(rgba):
             grad_maps = torch.zeros_like(view.maps)
-            nothing = torch.zeros(1, 4, device=self.device)
             self._march_backward(
-                view, slopes, rgba, grad_rgba, (1, 0), (grad_maps, grad_slopes, nothing)
+                view, slopes, lit, rgba, grad_rgba, (grad_maps, grad_slopes, grad_lit), grad_values
             )
             self._launch(
                 kernels.pull_back_maps,
@@ -190,58 +199,66 @@ class FusedModel:
                 [
                     self._warp_tets,
                     wp.from_torch(points, dtype=wp.vec3),
-                    wp.from_torch(view.maps, dtype=wp.vec4),
-                    wp.from_torch(grad_maps, dtype=wp.vec4),
+                    wp.from_torch(view.maps.view(-1, 4), dtype=wp.vec4),
+                    wp.from_torch(grad_maps.view(-1, 4), dtype=wp.vec4),
                     wp.from_torch(grad_points, dtype=wp.vec3),
                 ],
             )
-        return grad_points, grad_slopes
+        return grad_points, grad_slopes, grad_lit
 
     def pull_back_to_field(
         self,
         view: View,
         slopes: Tensor,
+        lit: Tensor,  # [B, V]
         rgba: Tensor,  # [N, 4] what `march` gave
         grad_rgba: Tensor,  # [N, 4]
         grad_values: Tensor,  # [M, 4] added to
-    ) -> None:
-        """Gradient of the field's values."""
+    ) -> Tensor:  # [B, V]
+        """Gradient of the field's values, and of the brightness; pose and camera stay."""
+        grad_lit = torch.zeros_like(lit)
         if len(rgba):
-            no_maps = torch.zeros(1, 1, 3, 4, device=self.device)
-            no_slopes = torch.zeros(1, 2, device=self.device)
             self._march_backward(
-                view, slopes, rgba, grad_rgba, (0, 1), (no_maps, no_slopes, grad_values)
+                view, slopes, lit, rgba, grad_rgba, (None, None, grad_lit), grad_values
             )
+        return grad_lit
 
     def _march_backward(
         self,
         view: View,
         slopes: Tensor,
+        lit: Tensor,
         rgba: Tensor,
         grad_rgba: Tensor,
-        wanted: tuple[int, int],  # to the pose, to the field
-        gradients: tuple[Tensor, Tensor, Tensor],  # of maps, slopes, the field's values
+        gradients: tuple[Tensor | None, Tensor | None, Tensor],  # of maps, slopes, brightness
+        grad_values: Tensor | None,
     ) -> None:
-        maps, by_slope, values = gradients
+        maps, by_slope, by_brightness = gradients
+        nothing = torch.zeros(1, 4, device=self.device)
         self._launch(
             kernels.march_backward,
             len(rgba),
             [
-                *self._ray_inputs(view, slopes),
+                *self._ray_inputs(view, slopes, lit),
                 wp.from_torch(rgba, dtype=wp.vec4),
                 wp.from_torch(grad_rgba.contiguous(), dtype=wp.vec4),
-                *wanted,
-                wp.from_torch(maps, dtype=wp.vec4),
-                wp.from_torch(by_slope, dtype=wp.vec2),
-                wp.from_torch(values, dtype=wp.vec4),
+                int(maps is not None),
+                int(grad_values is not None),
+                wp.from_torch(nothing if maps is None else maps.view(-1, 4), dtype=wp.vec4),
+                wp.from_torch(nothing[:, :2] if by_slope is None else by_slope, dtype=wp.vec2),
+                wp.from_torch(by_brightness.view(-1)),
+                wp.from_torch(nothing if grad_values is None else grad_values, dtype=wp.vec4),
             ],
         )
 
-    def _ray_inputs(self, view: View, slopes: Tensor) -> list[Any]:
+    def _ray_inputs(self, view: View, slopes: Tensor, lit: Tensor) -> list[Any]:
         posed = kernels.Posed()
-        posed.maps = wp.from_torch(view.maps, dtype=wp.vec4)
+        posed.maps = wp.from_torch(view.maps.view(-1, 4), dtype=wp.vec4)
         posed.neighbours = self._warp_neighbours
-        posed.patterns = self._warp_patterns
+        posed.corners = self._warp_corners
+        posed.tets = self._warp_tets
+        posed.brightness = wp.from_torch(lit.contiguous().view(-1))
+        posed.vertices = lit.shape[1]
         posed.first_odd = self._first_odd
         posed.layers = self.config.layers
         posed.early_stop = self.config.early_stop
@@ -262,12 +279,12 @@ class _March(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, model: FusedModel, view: View, points: Tensor, slopes: Tensor
+        ctx: Any, model: FusedModel, view: View, points: Tensor, slopes: Tensor, lit: Tensor
     ) -> Tensor:
-        geometry = points.detach().contiguous(), slopes.detach().contiguous()
-        rgba = model.march(view, geometry[1])
+        inputs = [tensor.detach().contiguous() for tensor in (points, slopes, lit)]
+        rgba = model.march(view, *inputs[1:])
         ctx.model, ctx.view = model, view
-        ctx.save_for_backward(*geometry, rgba)
+        ctx.save_for_backward(*inputs, rgba)
         return rgba
 
     @staticmethod
@@ -297,10 +314,10 @@ def ray_slopes(
     return (view.centre - camera.principal[image]) / camera.focal[image, None]
 
 
-def _patterns() -> Tensor:  # [10, 4, 3]
-    """Tetrahedra in a cube's cells: corner 0, then the sides from it; see `kernels.Posed`."""
-    places = torch.from_numpy(PATTERN_PLACES).float().flatten(0, 1)
-    return torch.cat([places[:, :1], places[:, 1:] - places[:, :1]], 1).contiguous()
+def _corners() -> Tensor:  # [40, 4]
+    """Corners of a cube's tetrahedra in cells, and a zero; see `kernels.Posed`."""
+    places = torch.from_numpy(PATTERN_PLACES).float().view(-1, 3)
+    return pad(places, (0, 1)).contiguous()
 
 
 def _bounding_boxes(

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from posegen_ray.body.camera import Camera, rays
 from posegen_ray.config import RendererConfig
-from posegen_ray.subjects.deform import FACES, Lattice, pose_lattice
-from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, Field
+from posegen_ray.subjects.deform import FACES, Lattice, pose_normals, pose_vertices
+from posegen_ray.subjects.field import ABSENT, Field, density
+from posegen_ray.subjects.light import brightness
 
 _NEAR = 0.05  # metres
 _FLAT = 1e-9  # cubic metres (six times the volume): a tetrahedron inside out
@@ -29,12 +30,14 @@ class ReferenceModel:
         self,
         lattice: Lattice,
         field: Field,
+        light: Tensor,  # [4, 4]
         config: RendererConfig,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
         self.lattice = lattice.to(self.device)
         self.field = field.to(self.device)
+        self.light = light.to(self.device)
         self.config = config
         self._tets = self.lattice.tets.long()
         self._neighbours = self.lattice.neighbours.long()
@@ -46,7 +49,8 @@ class ReferenceModel:
         camera: Camera,
     ) -> Tensor:  # [B, H, W, 4] premultiplied
         """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
-        points = pose_lattice(self.lattice, bones)
+        points = pose_vertices(self.lattice, bones)
+        lit = brightness(self.light, pose_normals(self.lattice, bones))
         origins, directions = rays(camera)
         images = []
         for item in range(len(camera)):
@@ -55,7 +59,7 @@ class ReferenceModel:
             flat = directions[item].flatten(0, 1)
             axis = camera.rotation[item, 2]
             pieces = [
-                self._draw_rays(origins[item], piece, axis, posed, faces)
+                self._draw_rays(origins[item], piece, axis, posed, lit[item][self._tets], faces)
                 for piece in flat.split(_RAYS_AT_ONCE)
             ]
             images.append(torch.cat(pieces).view(camera.height, camera.width, 4))
@@ -79,6 +83,7 @@ class ReferenceModel:
         directions: Tensor,  # [N, 3]
         axis: Tensor,  # [3] the camera's optical axis
         posed: Tensor,  # [T, 4, 3]
+        lit: Tensor,  # [T, 4] brightness of the corners
         faces: tuple[Tensor, Tensor],
     ) -> Tensor:  # [N, 4]
         with torch.no_grad():
@@ -94,10 +99,11 @@ class ReferenceModel:
         inside = offset + (begin + 0.5 * way)[..., None] * rate  # [N, K, 4]
         canonical = (inside[..., None] * self._rest[tet]).sum(-2)
         value = lookup(self.field, canonical)
-        density = torch.where(way > 0, DENSITY_SCALE * value[..., 3].sigmoid(), 0.0)
+        thickness = torch.where(way > 0, density(value[..., 3]), 0.0)
         length = way * directions.norm(dim=-1)[:, None]
-        weights, _, _ = render_weight_from_density(torch.zeros_like(length), length, density)
-        colour = accumulate_along_rays(weights, value[..., :3])
+        weights, _, _ = render_weight_from_density(torch.zeros_like(length), length, thickness)
+        bright = (inside * lit[tet]).sum(-1, keepdim=True)
+        colour = accumulate_along_rays(weights, bright * value[..., :3])
         return torch.cat([colour, accumulate_along_rays(weights)], -1)
 
     def _entries(

@@ -19,11 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from posegen_ray.config import AnerfConfig
 from posegen_ray.errors import SubjectError
+from posegen_ray.subjects.anerf import SkeletonField
 from posegen_ray.subjects.deform import LATTICE_TENSORS, Lattice
 from posegen_ray.subjects.field import Field, number
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 
 
@@ -54,11 +56,9 @@ class SubjectManifest:
 
 @dataclass(frozen=True)
 class Subject:
-    """A person: a canonical radiance field, the lattice that moves it, and where it comes from."""
+    """A person who can be drawn in any pose, and where it comes from: one of the two below."""
 
     manifest: SubjectManifest
-    lattice: Lattice
-    field: Field
 
     @property
     def name(self) -> str:
@@ -72,6 +72,22 @@ class Subject:
     @property
     def shape(self) -> Tensor:  # [S]
         return torch.tensor(self.manifest.shape)
+
+
+@dataclass(frozen=True)
+class VoxelSubject(Subject):
+    """A canonical radiance field, the lattice that moves it, and the light it was filmed in."""
+
+    lattice: Lattice
+    field: Field
+    light: Tensor  # [4, 4]; see `posegen_ray.subjects.light`
+
+
+@dataclass(frozen=True)
+class AnerfSubject(Subject):
+    """A-NeRF's network on skeleton-relative coordinates."""
+
+    field: SkeletonField
 
 
 def save_subject(subject: Subject, folder: str | Path) -> None:
@@ -88,11 +104,7 @@ def save_subject(subject: Subject, folder: str | Path) -> None:
     manifest = {
         "format_version": FORMAT_VERSION,
         **{key: _to_json(value) for key, value in asdict(subject.manifest).items()},
-        "grid": {
-            "shape": list(subject.field.index.shape),
-            "low": list(subject.field.low),
-            "voxel": subject.field.voxel,
-        },
+        "field": _describe(subject),
         "file": file,
         "sha256": digest,
     }
@@ -141,7 +153,7 @@ def load_subject(folder: str | Path) -> Subject:
             "Fit the subject again, or restore the file.",
         )
     try:
-        return _unpack(manifest, raw["grid"], load(data))
+        return _unpack(manifest, raw["field"], load(data))
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise SubjectError(
             f"The subject in {folder} cannot be read ({error}).", "Fit the subject again."
@@ -153,24 +165,54 @@ def list_subjects(root: str | Path) -> list[str]:
     return sorted(path.parent.name for path in Path(root).glob(f"*/{MANIFEST}"))
 
 
+def _describe(subject: Subject) -> dict[str, object]:
+    """What must be known to read the tensors."""
+    if isinstance(subject, AnerfSubject):
+        return {"kind": "anerf", **asdict(subject.field.config)}
+    assert isinstance(subject, VoxelSubject)
+    grid = subject.field
+    return {
+        "kind": "voxels",
+        "shape": list(grid.index.shape),
+        "low": list(grid.low),
+        "voxel": grid.voxel,
+    }
+
+
 def _pack(subject: Subject) -> dict[str, Tensor]:
-    tensors = {f"lattice.{name}": getattr(subject.lattice, name) for name in LATTICE_TENSORS}
-    stored = np.packbits(subject.field.stored.cpu().numpy().reshape(-1))
-    tensors["field.stored"] = torch.from_numpy(stored)
-    tensors["field.values"] = subject.field.values
+    if isinstance(subject, AnerfSubject):
+        tensors = dict(subject.field.state_dict())
+    else:
+        assert isinstance(subject, VoxelSubject)
+        tensors = {f"lattice.{name}": getattr(subject.lattice, name) for name in LATTICE_TENSORS}
+        stored = np.packbits(subject.field.stored.cpu().numpy().reshape(-1))
+        tensors["field.stored"] = torch.from_numpy(stored)
+        tensors["field.values"] = subject.field.values
+        tensors["light"] = subject.light
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _unpack(manifest: SubjectManifest, grid: dict[str, Any], tensors: dict[str, Tensor]) -> Subject:
-    shape = [int(n) for n in grid["shape"]]
+def _unpack(
+    manifest: SubjectManifest, described: dict[str, Any], tensors: dict[str, Tensor]
+) -> Subject:
+    if described["kind"] == "anerf":
+        settings = {name: value for name, value in described.items() if name != "kind"}
+        field = SkeletonField(tensors["rest_joints"], AnerfConfig(**settings))
+        field.load_state_dict(tensors)
+        return AnerfSubject(manifest, field)
+    shape = [int(n) for n in described["shape"]]
     bits = np.unpackbits(tensors["field.stored"].numpy(), count=int(np.prod(shape)))
     index = number(torch.from_numpy(bits.astype(bool)).view(*shape))
     values = tensors["field.values"]
     if values.shape != (int((index >= 0).sum()), 4):
         raise ValueError(f"field.values has shape {tuple(values.shape)}")
-    x, y, z = (float(v) for v in grid["low"])
+    x, y, z = (float(v) for v in described["low"])
     lattice = Lattice(*(tensors[f"lattice.{name}"] for name in LATTICE_TENSORS))
-    return Subject(manifest, lattice, Field(values, index, (x, y, z), float(grid["voxel"])))
+    grid = Field(values, index, (x, y, z), float(described["voxel"]))
+    light = tensors["light"]
+    if light.shape != (4, 4):
+        raise ValueError(f"light has shape {tuple(light.shape)}")
+    return VoxelSubject(manifest, lattice, grid, light)
 
 
 def _read_json(folder: Path) -> dict[str, Any]:
@@ -199,7 +241,7 @@ def _parse(raw: dict[str, Any], folder: Path) -> SubjectManifest:
         values["shape"] = tuple(float(v) for v in values["shape"])
         for key in ("psnr_full", "psnr_person"):
             values[key] = float("nan") if values[key] is None else float(values[key])
-        for key in ("file", "sha256", "grid"):
+        for key in ("file", "sha256", "field"):
             raw[key]
     except (KeyError, TypeError, ValueError) as error:
         raise SubjectError(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.skeleton import JOINT, NUM_JOINTS
+from posegen_ray.subjects.meshes import smooth_normals
 
 # the element types are by name only: numpy widens them in every other expression
 Floats = npt.NDArray[Any]
@@ -211,17 +212,6 @@ def _triangle_atlas(count: int) -> tuple[Tensor, Tensor]:
     origin = np.stack([cell % side, cell // side], -1)[:, None]
     uv = ((corners + origin) / side).reshape(-1, 2).astype(np.float32)
     return torch.from_numpy(uv), torch.arange(3 * count).view(-1, 3)
-
-
-def smooth_normals(vertices: Floats, faces: Ints) -> Floats:  # [V, 3]
-    """Area-weighted vertex normals."""
-    corner = vertices[faces]
-    normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    total = np.zeros_like(vertices)
-    for side in range(3):
-        np.add.at(total, faces[:, side], normal)
-    length: Floats = np.linalg.norm(total, axis=1, keepdims=True)
-    return total / np.maximum(length, 1e-12)
 
 
 def shell(

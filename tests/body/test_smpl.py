@@ -31,7 +31,7 @@ from posegen_ray.config import BodyConfig, RendererConfig
 from posegen_ray.errors import AssetError
 from posegen_ray.records import RenderRequest
 from posegen_ray.subjects.render import make_renderer
-from posegen_ray.subjects.store import Subject, load_subject, save_subject
+from posegen_ray.subjects.store import VoxelSubject, load_subject, save_subject
 
 VERTICES = 320
 KINTREE = np.array([PARENTS, range(NUM_JOINTS)]).astype(np.uint32)  # the root's parent: 4294967295
@@ -277,7 +277,7 @@ def capsule_smpl() -> dict[str, np.ndarray]:
 
 
 def test_a_subject_on_the_smpl_body_is_drawn_like_the_same_one_on_another(
-    tmp_path: Path, capsule_subject: Subject
+    tmp_path: Path, capsule_subject: VoxelSubject
 ) -> None:
     """From SMPL's file to the picture."""
     (tmp_path / "basicmodel_neutral_lbs_10_207_0_v1.1.0.pkl").write_bytes(published(capsule_smpl()))

@@ -14,7 +14,7 @@ from posegen_ray.body.model import skin
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import RegionConfig
-from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, build_lattice, pose_lattice
+from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, build_lattice, pose_vertices
 from posegen_ray.subjects.field import CUBE, Field, body_field
 
 VOXEL = 0.015
@@ -126,7 +126,7 @@ def test_posing_is_linear_blend_skinning() -> None:
     rotations = from_axis_angle(0.3 * torch.randn(2, 24, 3, generator=stream))
     bones = capsule_body()(rotations, torch.zeros(1, 2)).bones
     expected = skin(lattice.rest.expand(2, -1, -1), lattice.weights, bones)
-    torch.testing.assert_close(pose_lattice(lattice, bones), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pose_vertices(lattice, bones), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_lattice_follows_the_body() -> None:
@@ -141,7 +141,7 @@ def test_the_lattice_follows_the_body() -> None:
     corners = lattice.rest[lattice.tets.long()]
     inverse = torch.linalg.inv((corners[:, 1:] - corners[:, :1]).transpose(1, 2))
     moved = []
-    points = pose_lattice(lattice, posed.bones)[0][lattice.tets.long()]
+    points = pose_vertices(lattice, posed.bones)[0][lattice.tets.long()]
     for vertex in vertices:
         share = (inverse @ (vertex - corners[:, 0])[..., None])[..., 0]
         share = torch.cat([1 - share.sum(1, keepdim=True), share], 1)

@@ -7,17 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bodies import capsule_body, painted_subject
+from bodies import capsule_body, capture_of, painted_subject
 
-from posegen_ray.body.camera import orbit
-from posegen_ray.body.rotation import from_axis_angle
-from posegen_ray.config import FitConfig, RegionConfig, RendererConfig
+from posegen_ray.config import FieldConfig, FitConfig, RegionConfig
 from posegen_ray.errors import DataError
-from posegen_ray.records import PoseBatch, RenderRequest
-from posegen_ray.subjects.capture import Capture, split_rgba
+from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.field import body_field
-from posegen_ray.subjects.fit import carve, fit_subject, prune
-from posegen_ray.subjects.render import make_renderer
+from posegen_ray.subjects.fit import fit_subject
+from posegen_ray.subjects.fit_voxels import carve, prune
+from posegen_ray.subjects.light import brightness, even_light
 
 FRAMES, SIZE = 24, 96
 CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
@@ -25,42 +23,14 @@ CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
 
 @pytest.fixture(scope="module")
 def capture() -> Capture:
-    """Pictures of the painted capsule figure; every fourth is held out."""
-    stream = torch.Generator().manual_seed(0)
-    rotations = from_axis_angle(0.15 * torch.randn(FRAMES, 24, 3, generator=stream))
-    ones = torch.ones(FRAMES)
-    camera = orbit(
-        torch.tensor([[0.0, 0.9, 0.0]]).expand(FRAMES, 3),
-        2.4 * torch.arange(FRAMES),
-        0.8 * torch.rand(FRAMES, generator=stream) - 0.3,
-        0.0 * ones,
-        3.0 * ones,
-        1.2 * SIZE * ones,
-        torch.full((FRAMES, 2), SIZE / 2),
-        SIZE,
-        SIZE,
-    )
-    bones = capsule_body()(rotations, torch.zeros(1, 2)).bones
-    renderer = make_renderer(RendererConfig(), {"capsules": painted_subject()})
-    rgba = renderer.render_arrays(RenderRequest(("capsules",) * FRAMES, bones, camera))
-    images, masks = split_rgba(torch.from_numpy(rgba))
-    return Capture(
-        name="painted",
-        body="capsules",
-        shape=torch.zeros(2),
-        images=images,
-        masks=masks,
-        poses=PoseBatch(rotations, torch.zeros(FRAMES, 3)),
-        camera=camera,
-        held_out=torch.arange(FRAMES) % 4 == 3,
-        licence="CC0",
-        source="painted capsules",
-    )
+    return capture_of(painted_subject(), FRAMES, SIZE)
 
 
 def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
     steps: list[tuple[int, int]] = []
-    subject = fit_subject(capture, capsule_body(), CONFIG, 0, lambda *at: steps.append(at))
+    subject = fit_subject(
+        capture, capsule_body(), FieldConfig(), CONFIG, 0, lambda *at: steps.append(at)
+    )
     manifest = subject.manifest
     assert manifest.psnr_person > 23
     assert manifest.psnr_full > manifest.psnr_person
@@ -72,9 +42,27 @@ def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
     assert subject.field.values[:, :3].max() <= 1
 
 
+def test_a_fit_finds_the_light(capture: Capture) -> None:
+    """Where the painted person is brighter, the fitted one is, and by as much."""
+    true = painted_subject().light
+    found = fit_subject(capture, capsule_body(), FieldConfig(), CONFIG, 0).light
+    assert (found - found.T).abs().max() < 1e-5
+    normals = torch.nn.functional.normalize(torch.randn(1, 500, 3), dim=-1)
+    expected, ours = brightness(true, normals)[0], brightness(found, normals)[0]
+    expected, ours = expected / expected.mean(), ours / ours.mean()  # colours make up for the rest
+    assert expected.std() > 0.1
+    assert (ours - expected).std() < 0.3 * expected.std()
+    plain = replace(CONFIG, steps=5, light_rate=0.0)
+    assert torch.equal(
+        fit_subject(capture, capsule_body(), FieldConfig(), plain, 0).light, even_light()
+    )
+
+
 def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
     short = replace(CONFIG, steps=6)
-    first, second, other = (fit_subject(capture, capsule_body(), short, seed) for seed in (0, 0, 1))
+    first, second, other = (
+        fit_subject(capture, capsule_body(), FieldConfig(), short, seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first.field.values, second.field.values)
     assert first.manifest == second.manifest
     assert not torch.equal(first.field.values, other.field.values)
@@ -114,4 +102,4 @@ def test_captures_that_cannot_be_fitted_are_refused(
     capture: Capture, change: dict[str, object], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        fit_subject(replace(capture, **change), capsule_body(), CONFIG, 0)  # type: ignore[arg-type]
+        fit_subject(replace(capture, **change), capsule_body(), FieldConfig(), CONFIG, 0)  # type: ignore[arg-type]

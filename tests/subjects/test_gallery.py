@@ -11,16 +11,16 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.records import PoseBatch
 from posegen_ray.subjects.gallery import pose_sheet, turntable, write_gif
 from posegen_ray.subjects.render import Renderer, make_renderer
-from posegen_ray.subjects.store import Subject
+from posegen_ray.subjects.store import VoxelSubject
 
 GREY = 237  # the background
 
 
-def _renderer(subject: Subject) -> Renderer:
+def _renderer(subject: VoxelSubject) -> Renderer:
     return make_renderer(RendererConfig(), {subject.name: subject})
 
 
-def test_a_turntable_goes_once_around(capsule_subject: Subject) -> None:
+def test_a_turntable_goes_once_around(capsule_subject: VoxelSubject) -> None:
     pictures = turntable(
         capsule_subject.manifest, capsule_body(), _renderer(capsule_subject), 8, 96
     )
@@ -38,7 +38,7 @@ def test_a_turntable_goes_once_around(capsule_subject: Subject) -> None:
     assert np.abs(pictures[0].astype(int) - pictures[4])[both].mean() > 10
 
 
-def test_a_pose_sheet_has_every_pose_and_blank_rest(capsule_subject: Subject) -> None:
+def test_a_pose_sheet_has_every_pose_and_blank_rest(capsule_subject: VoxelSubject) -> None:
     poses = PoseBatch(torch.eye(3).repeat(5, 24, 1, 1), torch.zeros(5, 3))
     sheet = pose_sheet(
         capsule_subject.manifest, capsule_body(), _renderer(capsule_subject), poses, 3, 64

@@ -16,7 +16,7 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.errors import RenderError
 from posegen_ray.records import RenderRequest
 from posegen_ray.subjects.render import Renderer, make_renderer
-from posegen_ray.subjects.store import Subject
+from posegen_ray.subjects.store import VoxelSubject
 
 CAMERA = ("rotation", "translation", "focal", "principal")
 
@@ -48,7 +48,7 @@ def _request(
     return RenderRequest((name,) * batch, bones, _camera(batch, size))
 
 
-def _renderer(subject: Subject, **settings: object) -> Renderer:
+def _renderer(subject: VoxelSubject, **settings: object) -> Renderer:
     return make_renderer(RendererConfig(**settings), {subject.name: subject})  # type: ignore[arg-type]
 
 
@@ -64,7 +64,7 @@ def _turning(camera: Camera, grad: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("early_stop", "tolerance"), [(0.0, 2e-4), (1e-3, 2e-3)])
 def test_fused_and_reference_pictures_agree(
-    capsule_subject: Subject, early_stop: float, tolerance: float
+    capsule_subject: VoxelSubject, early_stop: float, tolerance: float
 ) -> None:
     request = _request()
     fused = _renderer(capsule_subject, early_stop=early_stop).render_arrays(request)
@@ -75,7 +75,7 @@ def test_fused_and_reference_pictures_agree(
     assert difference.max() < 5 * tolerance
 
 
-def test_fused_and_reference_gradients_agree(capsule_subject: Subject) -> None:
+def test_fused_and_reference_gradients_agree(capsule_subject: VoxelSubject) -> None:
     request = _request(batch=2)
     weight = np.random.default_rng(0).normal(size=(2, 48, 48, 4)).astype(np.float32)
     fused = _renderer(capsule_subject, early_stop=0.0).vjp_arrays(request, weight)
@@ -87,7 +87,7 @@ def test_fused_and_reference_gradients_agree(capsule_subject: Subject) -> None:
         assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(theirs), rel=0.01), name
 
 
-def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> None:
+def test_gradients_agree_with_finite_differences(capsule_subject: VoxelSubject) -> None:
     """Over joint angles and every camera parameter, for a smooth weighting of the picture."""
     size = 96
     renderer = _renderer(capsule_subject, early_stop=0.0)
@@ -128,7 +128,7 @@ def test_gradients_agree_with_finite_differences(capsule_subject: Subject) -> No
         assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.1)
 
 
-def test_pictures_do_not_jump_where_the_body_overlaps_itself(capsule_subject: Subject) -> None:
+def test_pictures_do_not_jump_where_the_body_overlaps_itself(capsule_subject: VoxelSubject) -> None:
     """An arm sweeps into and over the trunk: each tiny step changes each pixel a little."""
     renderer = _renderer(capsule_subject, early_stop=0.0)
     steps = torch.linspace(-1.4, -0.7, 15).repeat_interleave(2)
@@ -147,11 +147,10 @@ def test_pictures_do_not_jump_where_the_body_overlaps_itself(capsule_subject: Su
     assert change.max() > 1e-4  # it does move
 
 
-def test_a_picture_does_not_change_when_body_and_camera_move_together(
-    capsule_subject: Subject,
+def test_a_picture_does_not_change_when_body_camera_and_light_move_together(
+    capsule_subject: VoxelSubject,
 ) -> None:
     """Samples belong to the body: nothing flickers with its place in the world."""
-    renderer = _renderer(capsule_subject, early_stop=0.0)
     request = _request(batch=1, size=96)
     turn = from_axis_angle(torch.tensor([0.4, -1.1, 0.3]))
     shift = torch.tensor([0.37, -0.21, 1.3])
@@ -164,13 +163,16 @@ def test_a_picture_does_not_change_when_body_and_camera_move_together(
         rotation=rotation,
         translation=camera.translation - (rotation @ shift[:, None])[..., 0],
     )
-    before = renderer.render_arrays(request)
-    after = renderer.render_arrays(RenderRequest(request.subjects, bones, moved))
+    whole = torch.block_diag(turn, torch.eye(1))
+    turned = replace(capsule_subject, light=whole @ capsule_subject.light @ whole.T)
+    before = _renderer(capsule_subject, early_stop=0.0).render_arrays(request)
+    again = RenderRequest(request.subjects, bones, moved)
+    after = _renderer(turned, early_stop=0.0).render_arrays(again)
     assert before[..., 3].max() > 0.99
     np.testing.assert_allclose(after, before, atol=2e-3)
 
 
-def test_vjp_equals_autograd(capsule_subject: Subject) -> None:
+def test_vjp_equals_autograd(capsule_subject: VoxelSubject) -> None:
     renderer = _renderer(capsule_subject)
     request = _request()
     weight = np.random.default_rng(1).normal(size=(3, 48, 48, 4)).astype(np.float32)
@@ -183,7 +185,9 @@ def test_vjp_equals_autograd(capsule_subject: Subject) -> None:
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_batch_equals_its_items_whatever_the_order_of_subjects(capsule_subject: Subject) -> None:
+def test_a_batch_equals_its_items_whatever_the_order_of_subjects(
+    capsule_subject: VoxelSubject,
+) -> None:
     other = painted_subject("other", hue=2.0)
     renderer = make_renderer(
         RendererConfig(), {capsule_subject.name: capsule_subject, other.name: other}
@@ -196,7 +200,7 @@ def test_a_batch_equals_its_items_whatever_the_order_of_subjects(capsule_subject
     assert np.abs(together[0] - renderer.render_arrays(request[[0, 2]])[1]).max() > 0.1
 
 
-def test_a_limb_in_front_hides_the_trunk(capsule_subject: Subject) -> None:
+def test_a_limb_in_front_hides_the_trunk(capsule_subject: VoxelSubject) -> None:
     """A forearm before the belly: its own colours show, and the trunk's beside it."""
     rotations = torch.eye(3).repeat(1, 24, 1, 1)
     down, forward = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, -0.6, 0.0])
@@ -238,7 +242,7 @@ def _paint(place: torch.Tensor) -> np.ndarray:
     return (0.5 + 0.4 * torch.sin(place @ torch.tensor([6.0, 9.0, 15.0]) + phase)).numpy()
 
 
-def test_one_layer_leaves_gaps_that_four_fill(capsule_subject: Subject) -> None:
+def test_one_layer_leaves_gaps_that_four_fill(capsule_subject: VoxelSubject) -> None:
     request = _request(batch=4, size=96, spread=0.5)
     four = _renderer(capsule_subject, layers=4).render_arrays(request)[..., 3]
     one = _renderer(capsule_subject, layers=1).render_arrays(request)[..., 3]
@@ -246,7 +250,9 @@ def test_one_layer_leaves_gaps_that_four_fill(capsule_subject: Subject) -> None:
     assert (four - one).max() > 0.5
 
 
-def test_nothing_in_view_is_an_empty_picture_with_zero_gradient(capsule_subject: Subject) -> None:
+def test_nothing_in_view_is_an_empty_picture_with_zero_gradient(
+    capsule_subject: VoxelSubject,
+) -> None:
     renderer = _renderer(capsule_subject)
     request = _request(batch=1)
     away = replace(request.camera, principal=request.camera.principal + 1000.0)
@@ -256,7 +262,7 @@ def test_nothing_in_view_is_an_empty_picture_with_zero_gradient(capsule_subject:
     assert not any(gradient.any() for gradient in gradients)
 
 
-def test_more_images_than_fit_one_launch(capsule_subject: Subject) -> None:
+def test_more_images_than_fit_one_launch(capsule_subject: VoxelSubject) -> None:
     request = _request(batch=18, size=24)
     renderer = _renderer(capsule_subject)
     together = renderer.render_arrays(request)
@@ -274,7 +280,7 @@ def test_more_images_than_fit_one_launch(capsule_subject: Subject) -> None:
     ],
 )
 def test_bad_requests_are_refused(
-    capsule_subject: Subject, change: dict[str, object], message: str
+    capsule_subject: VoxelSubject, change: dict[str, object], message: str
 ) -> None:
     request = replace(_request(batch=1), **change)  # type: ignore[arg-type]
     with pytest.raises(RenderError, match=message):

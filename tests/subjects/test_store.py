@@ -12,7 +12,7 @@ import torch
 from posegen_ray.errors import SubjectError
 from posegen_ray.subjects.deform import LATTICE_TENSORS
 from posegen_ray.subjects.store import (
-    Subject,
+    VoxelSubject,
     list_subjects,
     load_subject,
     read_manifest,
@@ -20,7 +20,7 @@ from posegen_ray.subjects.store import (
 )
 
 
-def test_a_subject_survives_the_round_trip(capsule_subject: Subject, tmp_path: Path) -> None:
+def test_a_subject_survives_the_round_trip(capsule_subject: VoxelSubject, tmp_path: Path) -> None:
     measured = replace(capsule_subject.manifest, psnr_full=33.5, shape=(0.25, -1.0))
     save_subject(replace(capsule_subject, manifest=measured), tmp_path / "a")
     loaded = load_subject(tmp_path / "a")
@@ -39,7 +39,9 @@ def test_a_subject_survives_the_round_trip(capsule_subject: Subject, tmp_path: P
     assert size < 30e6
 
 
-def test_the_manifest_is_enough_to_pose_the_body(capsule_subject: Subject, tmp_path: Path) -> None:
+def test_the_manifest_is_enough_to_pose_the_body(
+    capsule_subject: VoxelSubject, tmp_path: Path
+) -> None:
     save_subject(capsule_subject, tmp_path / "a")
     for data in (tmp_path / "a").glob("*.safetensors"):
         data.unlink()
@@ -49,7 +51,9 @@ def test_the_manifest_is_enough_to_pose_the_body(capsule_subject: Subject, tmp_p
         load_subject(tmp_path / "a")
 
 
-def test_saving_again_replaces_the_old_version(capsule_subject: Subject, tmp_path: Path) -> None:
+def test_saving_again_replaces_the_old_version(
+    capsule_subject: VoxelSubject, tmp_path: Path
+) -> None:
     save_subject(capsule_subject, tmp_path / "a")
     field = replace(capsule_subject.field, values=capsule_subject.field.values * 0.5)
     save_subject(replace(capsule_subject, field=field), tmp_path / "a")
@@ -57,7 +61,7 @@ def test_saving_again_replaces_the_old_version(capsule_subject: Subject, tmp_pat
     assert torch.equal(load_subject(tmp_path / "a").field.values, field.values)
 
 
-def test_subjects_are_listed_by_name(capsule_subject: Subject, tmp_path: Path) -> None:
+def test_subjects_are_listed_by_name(capsule_subject: VoxelSubject, tmp_path: Path) -> None:
     save_subject(capsule_subject, tmp_path / "b")
     save_subject(capsule_subject, tmp_path / "a")
     (tmp_path / "no-subject").mkdir()
@@ -65,7 +69,7 @@ def test_subjects_are_listed_by_name(capsule_subject: Subject, tmp_path: Path) -
     assert list_subjects(tmp_path / "nowhere") == []
 
 
-def test_damage_is_noticed(capsule_subject: Subject, tmp_path: Path) -> None:
+def test_damage_is_noticed(capsule_subject: VoxelSubject, tmp_path: Path) -> None:
     folder = tmp_path / "a"
     with pytest.raises(SubjectError, match="no subject in"):
         load_subject(folder)
@@ -91,7 +95,9 @@ def test_damage_is_noticed(capsule_subject: Subject, tmp_path: Path) -> None:
         read_manifest(folder)
 
 
-def test_a_folder_that_cannot_be_written_is_named(capsule_subject: Subject, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    capsule_subject: VoxelSubject, tmp_path: Path
+) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(SubjectError, match="could not be written"):
