@@ -29,7 +29,7 @@ usage: posegen <command> [key=value ...]
   demo       the whole of PoseGen: fit people, train, compare, report
   assets     list | fetch [NAME ...]: third-party files, with their licences
   convert    make a capture folder from a data set (convert.format=… convert.source=DIR out=DIR)
-  fit        make a subject from a capture folder (capture=DIR)
+  fit        make a subject from a capture folder (capture=DIR; several: subjects=[DIR,DIR])
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
   train      adversarial training of the generator alone
   generate   draw labelled images from a trained run (run=DIR n=100 out=DIR)
@@ -84,11 +84,15 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def fit(arguments: Sequence[str]) -> int:
-    """One capture folder -> one subject folder."""
-    from posegen_ray.people import fit_capture
+    """Capture folders -> subject folders: one (capture=), or several side by side (subjects=)."""
+    from posegen_ray.people import fit_capture, fit_several
 
     config, console = _settings(arguments)
-    print(fit_capture(config, console))
+    if config.subjects:
+        with _backend(config, Path(config.out or "."), console, serving=False) as backend:
+            print(fit_several(config, backend, console))
+    else:
+        print(fit_capture(config, console))
     return 0
 
 
@@ -252,7 +256,7 @@ def _open_run(config: RunConfig) -> tuple[Path, RunConfig]:
     return open_finished_run(config)
 
 
-def _backend(config: RunConfig, folder: Path, console: Console) -> Backend:
+def _backend(config: RunConfig, folder: Path, console: Console, serving: bool = True) -> Backend:
     """Ray, or everything in this process (runtime=inprocess)."""
     if config.runtime.name == "inprocess":
         from posegen_ray.local import LocalBackend
@@ -260,7 +264,7 @@ def _backend(config: RunConfig, folder: Path, console: Console) -> Backend:
         return LocalBackend(config, console)
     from posegen_ray.runtime.backend import RayBackend
 
-    return RayBackend(config, folder, console)
+    return RayBackend(config, folder, console, serving)
 
 
 if __name__ == "__main__":

@@ -151,8 +151,25 @@ class FitConfig:
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     solidity: float = 1e-4  # push of densities inside it towards solid
     prune_at: float = 0.15  # fraction of the steps after which empty cells go
+    refine_rate: float = 0.0  # Adam step of poses and cameras, rad and m (2e-3); 0: as given
+    patience: int = 0  # steps without a gain of min_gain after which the fit ends; 0: never early
+    min_gain: float = 0.05  # dB of PSNR on the training pictures
+    preview_every: int = 100  # steps between pictures of a held-out frame (posegen fit); 0: none
+    keep_every: int = 100  # steps between kept states, to go on from (posegen fit); 0: none
+    lpips: bool = False  # measure LPIPS, too (needs posegen-ray[lpips])
 
     def __post_init__(self) -> None:
+        require(
+            0 <= self.refine_rate < 0.1,
+            f"fit.refine_rate={self.refine_rate} must lie in [0, 0.1).",
+            "0 takes poses and cameras as given; 2e-3 suits poses that are off by some degrees.",
+        )
+        require(
+            min(self.patience, self.preview_every, self.keep_every) >= 0 and self.min_gain >= 0,
+            "fit.patience, fit.min_gain, fit.preview_every and fit.keep_every must not be "
+            "negative.",
+            "0 turns each of them off.",
+        )
         require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 300.")
         require(
             min(self.colour_rate, self.density_rate) > 0
@@ -793,6 +810,8 @@ class RunConfig:
     resume: str = ""  # a run folder to go on with
     run: str = ""  # generate, evaluate, report: the finished run to work on
     capture: str = ""  # fit: the capture folder
+    # fit: several side by side, each a capture folder or a person of subject.source
+    subjects: list[str] = field(default_factory=list)
     out: str = ""  # convert, fit, generate: where the result goes
     n: int = 100  # generate: how many images
     body: BodyConfig = field(default_factory=BodyConfig)

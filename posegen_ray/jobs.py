@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from posegen_ray import assets, subjects
+from posegen_ray.body import load_body
 from posegen_ray.config import RunConfig
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuneProgress, finetune
@@ -28,7 +29,8 @@ from posegen_ray.scene import assemble, propose_valid
 from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import Counts, Drawer, TestShoot, studio_of
 from posegen_ray.subjects import makehuman
-from posegen_ray.subjects.fit import fit_steps, fit_subject
+from posegen_ray.subjects.capture import read_capture
+from posegen_ray.subjects.fit import FitProgress, Watch, fit_steps, fit_subject
 from posegen_ray.subjects.store import list_subjects, save_subject
 from posegen_ray.subjects.wardrobe import Performer, capture_person, people
 from posegen_ray.training import Advance
@@ -81,11 +83,48 @@ class FitPerson:
             self.config.field,
             self.config.fit,
             derive_seed(0, "fit", self.name),
-            progress=steps.reach,
+            watch=steps.follow,
         )
         save_subject(subject, self.folder)
-        steps.reach(self.size)
+        steps.finish()
         return str(self.folder)
+
+
+@dataclass(frozen=True)
+class FitCapture:
+    """Fits a subject to a capture folder. An interrupted one goes on where it was."""
+
+    config: RunConfig
+    capture: str
+
+    @property
+    def size(self) -> int:
+        return fit_steps(self.config.field, self.config.fit)
+
+    def run(self, advance: Advance, watch: Watch | None = None) -> str:
+        """The line to print."""
+        capture = read_capture(self.capture)
+        root = Path(self.config.out) if self.config.out else subjects_root(self.config)
+        folder = root / capture.name
+        steps = _Steps(advance, self.size)
+
+        def follow(progress: FitProgress) -> None:
+            steps.follow(progress)
+            if watch is not None:
+                watch(progress)
+
+        subject = fit_subject(
+            capture,
+            load_body(self.config.body),
+            self.config.field,
+            self.config.fit,
+            self.config.seed,
+            watch=follow,
+            folder=folder / "fit",
+        )
+        save_subject(subject, folder)
+        steps.finish()
+        return f"{folder}: {subject.manifest.quality}"
 
 
 def training_people(config: RunConfig) -> Mapping[str, Performer]:
@@ -243,8 +282,14 @@ class _Steps:
         self._size = size
         self._done = 0
 
-    def reach(self, done: int, *_: object) -> None:
-        done = min(done, self._size)
+    def follow(self, progress: FitProgress) -> None:
+        self._reach(progress.done)
+
+    def finish(self) -> None:
+        """Also when fewer steps were enough."""
+        self._reach(self._size)
+
+    def _reach(self, done: int) -> None:
         if done > self._done:
             self._advance(done - self._done)
             self._done = done

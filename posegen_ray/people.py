@@ -12,12 +12,13 @@ from posegen_ray.body import load_body
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
 from posegen_ray.errors import ConfigError, ResourceError, SubjectError
-from posegen_ray.jobs import subjects_root
+from posegen_ray.jobs import FitCapture, FitPerson, subjects_root, training_people
+from posegen_ray.local import Backend
 from posegen_ray.motion.splits import gather, load_splits
-from posegen_ray.subjects.capture import read_capture, write_capture
+from posegen_ray.subjects.capture import write_capture
 from posegen_ray.subjects.converters import convert
 from posegen_ray.subjects.converters.assembly import joints_in_mask
-from posegen_ray.subjects.fit import fit_steps, fit_subject
+from posegen_ray.subjects.fit import FitProgress
 from posegen_ray.subjects.gallery import pose_sheet, turntable, write_gif
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import (
@@ -27,7 +28,6 @@ from posegen_ray.subjects.store import (
     list_subjects,
     load_subject,
     read_manifest,
-    save_subject,
 )
 
 _POSES = 18  # on a sheet
@@ -59,28 +59,46 @@ def convert_capture(config: RunConfig, console: Console) -> str:
 def fit_capture(config: RunConfig, console: Console) -> str:
     """Makes a subject from the capture folder config.capture, named like the capture."""
     if not config.capture:
-        raise ConfigError("No capture is named.", "Add capture=<folder>; see docs/captures.md.")
-    capture = read_capture(config.capture)
-    body = load_body(config.body)
-    root = Path(config.out) if config.out else subjects_root(config)
-    bar = console.bar("fitting", fit_steps(config.field, config.fit), "step")
+        raise ConfigError(
+            "No capture is named.",
+            "Add capture=<folder>, or subjects=[<folder>,…] for several; see docs/captures.md.",
+        )
+    job = FitCapture(config, config.capture)
+    bar = console.bar("fitting", job.size, "step")
 
-    def advance(done: int, _: int) -> None:
-        bar.update(done - bar.n)
+    def watch(progress: FitProgress) -> None:
+        bar.set_postfix_str(f"{progress.psnr:.1f} dB", refresh=False)
 
     try:
-        subject = fit_subject(
-            capture,
-            body,
-            config.field,
-            config.fit,
-            config.seed,
-            progress=advance,
-        )
+        return job.run(bar.update, watch)
     finally:
         bar.close()
-    save_subject(subject, root / capture.name)
-    return f"{root / capture.name}: {subject.manifest.quality}"
+
+
+def fit_several(config: RunConfig, backend: Backend, console: Console) -> str:
+    """Fits the subjects that config.subjects lists, side by side; a line for each."""
+    jobs: list[FitCapture | FitPerson] = []
+    for entry in config.subjects:
+        if (Path(entry) / "capture.json").is_file():
+            jobs.append(FitCapture(config, entry))
+        elif entry in training_people(config):
+            jobs.append(FitPerson(config, entry))
+        else:
+            raise ConfigError(
+                f"subjects: {entry!r} is neither a capture folder nor a person to film.",
+                f"People of subject.source={config.subject.source}: "
+                f"{', '.join(training_people(config))}.",
+            )
+
+    def tell(number: int, result: str) -> None:
+        if isinstance(jobs[number], FitPerson):
+            result = f"{result}: {read_manifest(result).quality}"
+        lines[number] = result
+        console.say(result)
+
+    lines = [""] * len(jobs)
+    backend.run(jobs, "fitting", "step", keep=tell)
+    return "\n".join(lines)
 
 
 def list_people(config: RunConfig) -> str:

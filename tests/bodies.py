@@ -145,7 +145,10 @@ def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> VoxelSubject:
         shape=tuple(shape.tolist()),
         psnr_full=float("nan"),
         psnr_person=float("nan"),
+        ssim=float("nan"),
+        lpips=float("nan"),
         held_out_frames=0,
+        fit_steps=0,
         capture_sha256="",
         licence="CC0",
         source="painted for tests",
@@ -155,7 +158,7 @@ def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> VoxelSubject:
     return VoxelSubject(manifest, build_lattice(body, shape, field), field, light)
 
 
-def capture_of(subject: VoxelSubject, frames: int, size: int) -> Capture:
+def capture_of(subject: VoxelSubject, frames: int, size: int, name: str = "painted") -> Capture:
     """Pictures of a painted capsule figure from all sides; every fourth is held out."""
     stream = torch.Generator().manual_seed(0)
     rotations = from_axis_angle(0.15 * torch.randn(frames, 24, 3, generator=stream))
@@ -176,7 +179,7 @@ def capture_of(subject: VoxelSubject, frames: int, size: int) -> Capture:
     rgba = renderer.render_arrays(RenderRequest(("capsules",) * frames, bones, camera))
     images, masks = split_rgba(torch.from_numpy(rgba))
     return Capture(
-        name="painted",
+        name=name,
         body="capsules",
         shape=torch.zeros(2),
         images=images,

@@ -41,9 +41,12 @@ _POLL_S = 0.3
 class RayBackend:
     """Runs on a private Ray cluster of this machine, or on one that is already there."""
 
-    def __init__(self, config: RunConfig, folder: Path, console: Console) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, console: Console, serving: bool = True
+    ) -> None:
         self._config = config
         self._folder = folder
+        self._serving = serving  # False: jobs alone, no render servers and no training
         self._console = console
         self._session = RaySession(config.runtime)
         self._pool: tuple[Folders, RenderPool] | None = None
@@ -53,10 +56,11 @@ class RayBackend:
         self._console.say("starting Ray …")
         self._session.__enter__()
         try:
-            free = self._session.resources()
-            subject = self._config.subject
-            count = len(subject.names) or len(training_people(self._config))
-            self._console.say(plan(self._config.runtime, free, count).table())
+            if self._serving:
+                free = self._session.resources()
+                subject = self._config.subject
+                count = len(subject.names) or len(training_people(self._config))
+                self._console.say(plan(self._config.runtime, free, count).table())
             self._progress = _Progress.options(num_cpus=0).remote()
             share = self._config.runtime.job_resources
             worker = _JobWorker.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)

@@ -157,7 +157,7 @@ class AnerfModel:
             return composite(self.field, bones, origin, direction, *depths).rgba
 
         # rays again, here with gradients, from the camera
-        origin, direction = _pixel_rays(view, bundle.pixel[rows])
+        origin, direction = pixel_rays(view, bundle.pixel[rows])
         if not torch.is_grad_enabled():
             return shade(bones, origin, direction)
         drawn: Tensor = checkpoint(shade, bones, origin, direction, use_reentrant=False)
@@ -177,7 +177,7 @@ def cast(
         centre = joints[0, [0, 2]]
         radius = (joints[:, [0, 2]] - centre).norm(dim=-1).max() + MARGIN
         pixel = _box(camera, centre, radius, low[1], high[1])
-        origin, direction = _pixel_rays(camera, pixel)
+        origin, direction = pixel_rays(camera, pixel)
         near, far = _inside(origin, direction, centre, radius, low[1], high[1])
         meets = far > near.clamp_min(_NEAR)
         return RayBundle(
@@ -228,7 +228,7 @@ def _inside(
     return near, torch.where(inside > 0, far, near - 1)
 
 
-def _pixel_rays(
+def pixel_rays(
     camera: Camera,  # one
     pixel: Tensor,  # [N]
 ) -> tuple[Tensor, Tensor]:  # [3], [N, 3] unit

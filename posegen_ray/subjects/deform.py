@@ -31,7 +31,7 @@ from posegen_ray.subjects.meshes import largest_piece, smooth_normals
 # two neighbouring cubes move against each other when their skinning weights overlap less than this
 _SAME_PART = 0.25
 # they are joined all the same where the field between them is denser than this (logit): a skirt
-_CONTENT = -4.0
+_CONTENT = 1.0
 _SMOOTHING = 6  # rounds in which weights away from the surface spread
 _NEIGHBOURHOOD = 6  # body vertices that give a lattice vertex its weights
 

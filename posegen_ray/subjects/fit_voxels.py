@@ -5,8 +5,8 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import warp as wp
@@ -18,8 +18,15 @@ from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.deform import Lattice, build_lattice, pose_normals, pose_vertices
+from posegen_ray.subjects.deform import (
+    LATTICE_TENSORS,
+    Lattice,
+    build_lattice,
+    pose_normals,
+    pose_vertices,
+)
 from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field, widened
+from posegen_ray.subjects.fit_poses import FrameCorrections
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.render_fused import (
     FusedModel,
@@ -50,49 +57,91 @@ class _Frame:
     target: Tensor  # [N, 4] premultiplied
 
 
-def fit_voxels(
-    capture: Capture,
-    body: BodyModel,
-    bones: Tensor,  # [B, 24, 3, 4]
-    config: FitConfig,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-    device: torch.device | str = "cpu",
-) -> tuple[Lattice, Field, Tensor]:
-    """The field that looks like the training frames, the lattice that moves it, and the light.
+class VoxelFitter:
+    """Looks for the field that looks like the training frames, the lattice that moves it, and the
+    light.
 
     Each step renders one training picture before a random background (against floaters), pulls the
     squared error back to the field, and takes an Adam step. Part of the way through, and at the
-    end, empty places go, which makes every later rendering faster.
+    end, empty places go, which makes every later rendering faster. From then on poses and cameras
+    may be corrected, too.
     """
-    training = (~capture.held_out).nonzero()[:, 0].tolist()
-    start = body_field(body, capture.shape, config.region)
-    field = carve(capture, body, bones, start, training, device)
-    prune_step = round(config.prune_at * config.steps)
-    order = numpy_stream(seed, "fit", "order")
-    backgrounds = torch_stream(seed, "fit", "background", device=torch.device(device).type)
-    lattice = build_lattice(body, capture.shape, field)
-    outside = _outside(start, field)
-    light = even_light()
-    optimiser = _FieldOptimiser(lattice, field, light, outside, config, device)
-    frames = [_frame(optimiser.model, capture, bones, i) for i in training]
-    queue: list[int] = []
-    for step in range(config.steps):
-        if step == prune_step:
-            field = prune(optimiser.field(), _shown(optimiser.model, frames))
-            lattice = build_lattice(body, capture.shape, field)
-            outside = _outside(start, field)
-            light = optimiser.light()
-            optimiser = _FieldOptimiser(lattice, field, light, outside, config, device, step)
-            frames = [_frame(optimiser.model, capture, bones, i) for i in training]
-        if not queue:
-            queue = order.permutation(len(frames)).tolist()
-        optimiser.step(frames[queue.pop()], backgrounds)
-        if progress is not None:
-            progress(step + 1, config.steps)
-    field = optimiser.field()
-    field = prune(field, field.values[:, 3] > EMPTY, ring=0)
-    return build_lattice(body, capture.shape, field), field, optimiser.light()
+
+    def __init__(
+        self,
+        capture: Capture,
+        body: BodyModel,
+        config: FitConfig,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.done, self.total = 0, config.steps
+        self._capture, self._body, self._config = capture, body, config
+        self._seed, self._device = seed, torch.device(device)
+        self._training = (~capture.held_out).nonzero()[:, 0].tolist()
+        self._bones = capture.bones(body)
+        self._prune_step = round(config.prune_at * config.steps)
+        self._corrections: FrameCorrections | None = None
+        if config.refine_rate > 0:
+            self._corrections = FrameCorrections(capture, body, config.refine_rate)
+        self._start = body_field(body, capture.shape, config.region)
+        field = carve(capture, body, self._bones, self._start, self._training, device)
+        self._begin(build_lattice(body, capture.shape, field), field, even_light())
+
+    def _begin(self, lattice: Lattice, field: Field, light: Tensor) -> None:
+        outside = _outside(self._start, field)
+        self._optimiser = _FieldOptimiser(
+            lattice, field, light, outside, self._config, self._device
+        )
+        model = self._optimiser.model
+        self._frames = {i: _frame(model, self._capture, self._bones, i) for i in self._training}
+
+    def step(self) -> float:
+        if self.done == self._prune_step:
+            model = self._optimiser.model
+            field = prune(self._optimiser.field(), _shown(model, list(self._frames.values())))
+            lattice = build_lattice(self._body, self._capture.shape, field)
+            self._begin(lattice, field, self._optimiser.light())
+        lap, place = divmod(self.done, len(self._training))
+        order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
+        index = int(order[place])
+        chance = torch_stream(self._seed, "fit", "background", self.done, device=self._device.type)
+        decay = _FINAL_RATE ** (self.done / self.total)
+        if self._corrections is None or self.done < self._prune_step:
+            error = self._optimiser.step(self._frames[index], chance, decay)
+        else:
+            error = self._optimiser.step_with_pose(
+                self._capture, index, self._corrections, chance, decay
+            )
+        self.done += 1
+        return error
+
+    def model(self) -> FusedModel:
+        return self._optimiser.model
+
+    def state(self) -> dict[str, Any]:
+        state = {"done": self.done, **self._optimiser.state()}
+        if self._corrections is not None:
+            state["corrections"] = self._corrections.state()
+        return state
+
+    def resume(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+        field = Field(state["values"], state["index"], tuple(state["low"]), state["voxel"])
+        self._begin(Lattice(*(state[name] for name in LATTICE_TENSORS)), field, state["light"])
+        self._optimiser.resume(state)
+        if self._corrections is not None:
+            self._corrections.resume(state["corrections"])
+
+    def result(self) -> tuple[dict[str, Any], FusedModel, Capture]:
+        field = self._optimiser.field()
+        field = prune(field, field.values[:, 3] > EMPTY, ring=0)
+        lattice = build_lattice(self._body, self._capture.shape, field)
+        light = self._optimiser.light()
+        model = FusedModel(lattice, field, light, RendererConfig(), self._device)
+        parts = {"lattice": lattice, "field": field, "light": light}
+        believed = self._capture if self._corrections is None else self._corrections.apply()
+        return parts, model, believed
 
 
 def carve(
@@ -175,16 +224,14 @@ class _FieldOptimiser:
         light: Tensor,  # [4, 4]
         outside: Tensor,  # [M] bool: field vertices outside the naked body
         config: FitConfig,
-        device: torch.device | str,
-        done: int = 0,
+        device: torch.device,
     ) -> None:
-        prepare(warp_device_name(torch.device(device)), grid_kernels.__name__)
-        field = Field(field.values.clone(), field.index, field.low, field.voxel)
+        prepare(warp_device_name(device), grid_kernels.__name__)
+        field = replace(field, values=field.values.clone())
         self.model = FusedModel(
             lattice, field, light.clone(), RendererConfig(early_stop=1e-3), device
         )
         self._config = config
-        self._done = done  # steps taken so far, for the learning rate
         self._since = 0  # steps taken since the moments were zero
         values = self.model.field.values
         self._grad = torch.zeros_like(values)
@@ -202,21 +249,76 @@ class _FieldOptimiser:
         """The light as it stands."""
         return self.model.light.detach().cpu().clone()
 
-    def step(self, frame: _Frame, backgrounds: torch.Generator) -> None:
+    def state(self) -> dict[str, Any]:
+        field, lattice = self.model.field, self.model.lattice
+        return {
+            "values": field.values,
+            "index": field.index,
+            "low": list(field.low),
+            "voxel": field.voxel,
+            **{name: getattr(lattice, name) for name in LATTICE_TENSORS},
+            "light": self.model.light,
+            "light_moments": self._light.state_dict(),
+            "moments": list(self._moments),
+            "since": self._since,
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        for ours, kept in zip(self._moments, state["moments"], strict=True):
+            ours.copy_(kept)
+        self._light.load_state_dict(state["light_moments"])
+        self._since = state["since"]
+
+    def step(self, frame: _Frame, chance: torch.Generator, decay: float) -> float:
+        """Pose and camera as given; the error met."""
         model = self.model
         lit = brightness(model.light, frame.normals)
         rgba = model.march(frame.view, frame.slopes, lit)
-        behind = torch.rand(len(rgba), 3, generator=backgrounds, device=rgba.device)
-        difference = rgba - frame.target
-        residual = difference[:, :3] - difference[:, 3:] * behind
-        grad_rgba = torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
+        error, grad_rgba = _squared_error(rgba, frame.target, chance)
         grad_lit = model.pull_back_to_field(
             frame.view, frame.slopes, lit, rgba, grad_rgba, self._grad
         )
+        self._move(frame.normals, grad_lit, decay)
+        return error
+
+    def step_with_pose(
+        self,
+        capture: Capture,
+        index: int,
+        corrections: FrameCorrections,
+        chance: torch.Generator,
+        decay: float,
+    ) -> float:
+        """The same, and a step of the frame's pose and camera."""
+        model = self.model
+        bones, camera, cost = corrections.frame(index)
+        bones, camera = bones.to(model.device), camera.to(model.device)
+        points = pose_vertices(model.lattice, to_camera_bones(camera, bones))
+        normals = pose_normals(model.lattice, bones)
+        view = model.find_rays(points.detach(), camera.detach())
+        slopes = ray_slopes(camera, view).contiguous()
+        lit = brightness(model.light.detach(), normals)
+        at, under = points.detach().contiguous(), lit.detach().contiguous()
+        rgba = model.march(view, slopes, under)
+        target = capture.target(index).to(model.device).view(-1, 4)[view.row]
+        error, grad_rgba = _squared_error(rgba, target, chance)
+        pulled = model.pull_back(view, at, slopes, under, rgba, grad_rgba, self._grad)
+        # the mean over rays: Adam does not care, the pull back to what was given does
+        share = 1 / max(1, len(rgba))
+        torch.autograd.backward(
+            [points, lit, cost], [share * pulled[0], share * pulled[2], torch.ones_like(cost)]
+        )
+        corrections.step()
+        self._move(normals.detach(), pulled[2], decay)
+        return error
+
+    def _move(self, normals: Tensor, grad_lit: Tensor, decay: float) -> None:
+        """Takes the step that the gradients say."""
+        model, config = self.model, self._config
         self._grad[:, 3] += self._push
         values = wp.from_torch(model.field.values, dtype=wp.vec4)
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
-        smoothness = self._config.smoothness
+        smoothness = config.smoothness
         launch(
             grid_kernels.smooth,
             len(self._grad),
@@ -230,13 +332,7 @@ class _FieldOptimiser:
             model.device,
         )
         self._since += 1
-        decay = _FINAL_RATE ** (self._done / self._config.steps)
-        self._done += 1
-        colour, density = decay * self._config.colour_rate, decay * self._config.density_rate
-        extended = pad(frame.normals[0], (0, 1), value=1.0)
-        model.light.grad = (grad_lit[0, :, None] * extended).T @ extended
-        self._light.param_groups[0]["lr"] = decay * self._config.light_rate
-        self._light.step()
+        colour, density = decay * config.colour_rate, decay * config.density_rate
         launch(
             grid_kernels.adam,
             len(self._grad),
@@ -253,6 +349,24 @@ class _FieldOptimiser:
             model.device,
         )
         model.refresh()
+        if config.light_rate > 0:
+            extended = pad(normals[0], (0, 1), value=1.0)
+            model.light.grad = (grad_lit[0, :, None] * extended).T @ extended
+            self._light.param_groups[0]["lr"] = decay * config.light_rate
+            self._light.step()
+
+
+def _squared_error(
+    rgba: Tensor,  # [N, 4]
+    target: Tensor,  # [N, 4]
+    chance: torch.Generator,
+) -> tuple[float, Tensor]:  # mean, and half the sum's gradient [N, 4]
+    """Before a background of noise, against floaters."""
+    behind = torch.rand(len(rgba), 3, generator=chance, device=rgba.device)
+    difference = rgba - target
+    residual = difference[:, :3] - difference[:, 3:] * behind
+    error = float(residual.square().mean()) if len(rgba) else 0.0
+    return error, torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
 
 
 def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _Frame:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -38,7 +39,10 @@ class SubjectManifest:
     shape: tuple[float, ...]  # of the body
     psnr_full: float  # dB on held-out frames, whole picture on white; NaN: not measured
     psnr_person: float  # dB, inside the person's bounding box
+    ssim: float  # whole picture; NaN: not measured
+    lpips: float  # whole picture (AlexNet); NaN: not measured
     held_out_frames: int
+    fit_steps: int  # taken; 0: it was not fitted
     capture_sha256: str  # of the capture it was fitted to; "" if it was not fitted
     licence: str
     source: str  # what the capture shows, in words
@@ -50,7 +54,9 @@ class SubjectManifest:
             return "no held-out frames to measure on"
         return (
             f"PSNR {self.psnr_person:.1f} dB on the person, {self.psnr_full:.1f} dB on the "
-            f"whole picture ({self.held_out_frames} held-out frames)"
+            f"whole picture, SSIM {self.ssim:.3f}"
+            + ("" if math.isnan(self.lpips) else f", LPIPS {self.lpips:.3f}")
+            + f" ({self.held_out_frames} held-out frames)"
         )
 
 
@@ -239,7 +245,7 @@ def _parse(raw: dict[str, Any], folder: Path) -> SubjectManifest:
     try:
         values = {field.name: raw[field.name] for field in fields(SubjectManifest)}
         values["shape"] = tuple(float(v) for v in values["shape"])
-        for key in ("psnr_full", "psnr_person"):
+        for key in ("psnr_full", "psnr_person", "ssim", "lpips"):
             values[key] = float("nan") if values[key] is None else float(values[key])
         for key in ("file", "sha256", "field"):
             raw[key]

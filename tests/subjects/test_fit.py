@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from bodies import capsule_body, capture_of, painted_subject
+from PIL import Image
 
-from posegen_ray.config import FieldConfig, FitConfig, RegionConfig
-from posegen_ray.errors import DataError
+from posegen_ray.body.rotation import from_axis_angle
+from posegen_ray.body.skeleton import JOINT
+from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig
+from posegen_ray.errors import DataError, ResourceError
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.field import body_field
-from posegen_ray.subjects.fit import fit_subject
-from posegen_ray.subjects.fit_voxels import carve, prune
+from posegen_ray.subjects.fit import FitProgress, fit_subject
+from posegen_ray.subjects.fit_voxels import VoxelFitter, carve, prune
 from posegen_ray.subjects.light import brightness, even_light
+from posegen_ray.subjects.quality import on_white
+from posegen_ray.subjects.store import Subject, save_subject
 
 FRAMES, SIZE = 24, 96
 CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
@@ -27,17 +37,18 @@ def capture() -> Capture:
 
 
 def test_a_fit_recovers_the_person_on_held_out_frames(capture: Capture) -> None:
-    steps: list[tuple[int, int]] = []
-    subject = fit_subject(
-        capture, capsule_body(), FieldConfig(), CONFIG, 0, lambda *at: steps.append(at)
-    )
+    seen: list[FitProgress] = []
+    subject = fit_subject(capture, capsule_body(), FieldConfig(), CONFIG, 0, seen.append)
     manifest = subject.manifest
     assert manifest.psnr_person > 23
     assert manifest.psnr_full > manifest.psnr_person
     assert (manifest.name, manifest.body, manifest.held_out_frames) == ("painted", "capsules", 6)
     assert manifest.capture_sha256 == capture.sha256()
     assert subject.field.values[:, 3].min() > -6  # nothing is kept that holds nothing
-    assert steps == [(i + 1, 120) for i in range(120)]
+    assert [(p.done, p.total) for p in seen] == [(i + 1, 120) for i in range(120)]
+    assert seen[-1].psnr > seen[5].psnr + 5
+    assert 0.9 < manifest.ssim < 1
+    assert math.isnan(manifest.lpips)
     assert subject.field.values[:, :3].min() >= 0
     assert subject.field.values[:, :3].max() <= 1
 
@@ -103,3 +114,129 @@ def test_captures_that_cannot_be_fitted_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         fit_subject(replace(capture, **change), capsule_body(), FieldConfig(), CONFIG, 0)  # type: ignore[arg-type]
+
+
+class Stop(Exception):
+    """Ends a fit from outside."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"refine_rate": 2e-3}, {"kind": "anerf"}])
+def test_an_interrupted_fit_goes_on_to_the_same_result(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """Stopped after the cells were pruned, 8 steps after its state was last kept."""
+    capture = capture_of(painted_subject(), 8, 32)
+    settings = dict(settings)
+    kind = settings.pop("kind", "voxels")
+    tiny = AnerfConfig(depth=2, width=16, samples=8, importance=4, steps=30, pictures=2, rays=32)
+    field = FieldConfig(kind, tiny)
+    config = replace(CONFIG, steps=30, keep_every=10, preview_every=0, **settings)
+
+    def fit(watch: Callable[[FitProgress], None] | None, folder: Path | None) -> Subject:
+        return fit_subject(capture, capsule_body(), field, config, 0, watch, folder)
+
+    def stop(progress: FitProgress) -> None:
+        if progress.done == 28:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(stop, tmp_path)
+    assert (tmp_path / "state.pt").is_file()
+    seen: list[FitProgress] = []
+    save_subject(fit(seen.append, tmp_path), tmp_path / "resumed")
+    assert seen[0].done == 21
+    save_subject(fit(None, None), tmp_path / "straight")
+    data = [
+        next((tmp_path / name).glob("*.safetensors")).read_bytes()
+        for name in ("resumed", "straight")
+    ]
+    assert data[0] == data[1]
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_state_of_other_settings_or_a_damaged_one_is_not_gone_on_from(
+    capture: Capture, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, steps=4, keep_every=2)
+
+    def first_step(config: FitConfig) -> int:
+        seen: list[FitProgress] = []
+
+        def stop(progress: FitProgress) -> None:
+            seen.append(progress)
+            if progress.done == 3:
+                raise Stop
+
+        with pytest.raises(Stop):
+            fit_subject(capture, capsule_body(), FieldConfig(), config, 0, stop, tmp_path)
+        return seen[0].done
+
+    assert first_step(config) == 1
+    assert first_step(config) == 3
+    assert first_step(replace(config, smoothness=1e-3)) == 1
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    assert first_step(config) == 1
+
+
+def test_previews_show_a_held_out_frame_beside_the_truth(capture: Capture, tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=40, preview_every=20)
+    fit_subject(capture, capsule_body(), FieldConfig(), config, 0, folder=tmp_path)
+    pictures = [np.asarray(Image.open(path), float) for path in sorted(tmp_path.glob("*.png"))]
+    assert len(pictures) == 2
+    errors = []
+    for picture in pictures:
+        assert picture.shape == (SIZE, 2 * SIZE, 3)
+        errors.append(np.abs(picture[:, :SIZE] - picture[:, SIZE:]).mean())
+    assert errors[1] < errors[0] < 30
+    truth = on_white(capture.target(3)).numpy()
+    np.testing.assert_allclose(pictures[0][:, SIZE:] / 255, truth, atol=1 / 255)
+
+
+def test_a_fit_that_no_longer_gains_ends_early(capture: Capture) -> None:
+    config = replace(CONFIG, steps=400, colour_rate=1e-6, density_rate=1e-6, patience=15)
+    subject = fit_subject(capture, capsule_body(), FieldConfig(), config, 0)
+    assert subject.manifest.fit_steps < 200
+
+
+def test_a_folder_that_cannot_be_written_is_named(capture: Capture, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = replace(CONFIG, steps=2, keep_every=1)
+    with pytest.raises(ResourceError, match=r"The fit cannot write to .*file/fit"):
+        fit_subject(
+            capture, capsule_body(), FieldConfig(), config, 0, folder=tmp_path / "file" / "fit"
+        )
+
+
+def test_refinement_brings_wrong_poses_nearer_to_the_true_ones(capture: Capture) -> None:
+    """Elbows and knees turned by some degrees in every training frame."""
+    stream = torch.Generator().manual_seed(1)
+    joints = [JOINT[f"{side}_{name}"] for side in ("left", "right") for name in ("elbow", "knee")]
+    turns = torch.zeros(FRAMES, 24, 3)
+    turns[:, joints] = 0.15 * torch.randn(FRAMES, len(joints), 3, generator=stream)
+    turns[capture.held_out] = 0
+    true = capture.poses.rotations
+    poses = replace(capture.poses, rotations=true @ from_axis_angle(turns))
+    wrong = replace(capture, poses=poses)
+    config = replace(CONFIG, steps=400, refine_rate=5e-3)
+    fitter = VoxelFitter(wrong, capsule_body(), config, seed=0)
+    while fitter.done < fitter.total:
+        fitter.step()
+    _, _, believed = fitter.result()
+
+    def off(rotations: torch.Tensor) -> torch.Tensor:
+        """Mean distance of wrists and ankles from the true ones, metres."""
+        ends = [JOINT[f"{side}_{n}"] for side in ("left", "right") for n in ("wrist", "ankle")]
+        shape = torch.zeros(1, 2)
+        there, here = (capsule_body()(r, shape).joints[:, ends] for r in (true, rotations))
+        return (there - here).norm(dim=-1)[~capture.held_out].mean()
+
+    assert off(believed.poses.rotations) < 0.6 * off(wrong.poses.rotations)
+    assert torch.equal(believed.poses.rotations[capture.held_out], true[capture.held_out])
+
+
+def test_lpips_that_is_not_installed_is_said_before_the_fit(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(ResourceError, match=r"posegen-ray\[lpips\]"):
+        fit_subject(capture, capsule_body(), FieldConfig(), replace(CONFIG, lpips=True), 0)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import warp as wp
 
 from posegen_ray.errors import ResourceError
+from posegen_ray.subjects import kernels
 from posegen_ray.subjects.warp_cache import prepare
 
 # a process that loads a tiny kernel module, and says whether it had to compile it
@@ -67,3 +69,11 @@ def test_a_cache_that_cannot_be_written_is_named(
 def test_a_missing_device_is_named() -> None:
     with pytest.raises(ResourceError, match="cuda:99"):
         prepare("cuda:99")
+
+
+@pytest.mark.skipif(not wp.get_cuda_supported_archs(), reason="Warp came without CUDA's compiler")
+def test_kernels_compile_for_a_gpu_where_there_is_none(tmp_path: Path) -> None:
+    """CUDA's compiler comes with Warp; the C++ in `vector_kernels` has parts for it alone."""
+    prepare()
+    made = wp.compile_aot_module(kernels, arch=90, module_dir=tmp_path, use_ptx=True)
+    assert ".target sm_90" in made[0].read_text()
