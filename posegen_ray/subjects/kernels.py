@@ -160,6 +160,8 @@ def find_maps(
     points: wp.array2d(dtype=wp.vec3),  # [B, V] camera space
     tets: wp.array(dtype=wp.vec4i),  # [T]
     maps: wp.array(dtype=wp.vec4),  # [4 B T] out; see `Posed.maps`
+    holes: wp.array(dtype=wp.int32),  # [B T] out, `count` of them: T * image + tetrahedron
+    count: wp.array(dtype=wp.int32),  # [1] zero
 ):
     image, tet = wp.tid()
     corners = tets[tet]
@@ -172,6 +174,7 @@ def find_maps(
     row = 4 * (image * tets.shape[0] + tet)
     if volume <= FLAT:
         maps[row + 3] = wp.vec4(HOLE, HOLE, HOLE, HOLE)
+        holes[wp.atomic_add(count, 0, 1)] = row / 4
         return
     scale = 1.0 / volume
     g1 = scale * across
@@ -207,6 +210,7 @@ def face_of(corners: wp.vec4i, corner: int):
 
 @wp.kernel
 def rasterise_holes(
+    holes: wp.array(dtype=wp.int32),  # [H] T * image + tetrahedron
     points: wp.array2d(dtype=wp.vec3),  # as in `rasterise`
     tets: wp.array(dtype=wp.vec4i),
     neighbours: wp.array(dtype=wp.int32),
@@ -218,10 +222,10 @@ def rasterise_holes(
     front: wp.array2d(dtype=wp.uint64),
 ):
     """The faces between holes and whole tetrahedra are boundary, too."""
-    image, tet = wp.tid()
+    hole = holes[wp.tid()]
+    image = hole / tets.shape[0]
     first = image * tets.shape[0]
-    if not is_hole(maps, 4 * (first + tet)):
-        return
+    tet = hole - first
     for i in range(4):
         face = neighbours[4 * tet + i]
         if face >= 0:  # noqa: SIM102 (Warp would look at maps[-1])

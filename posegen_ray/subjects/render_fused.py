@@ -135,7 +135,10 @@ class FusedModel:
         front = torch.full((total, kernels.LAYERS), -1, dtype=torch.int64, device=self.device)
         warp_points = wp.from_torch(points, dtype=wp.vec3)
         warp_maps = wp.from_torch(maps.view(-1, 4), dtype=wp.vec4)
-        self._launch(kernels.find_maps, (batch, tets), [warp_points, self._warp_tets, warp_maps])
+        holes = wp.empty(batch * tets, dtype=wp.int32, device=warp_device_name(self.device))
+        count = torch.zeros(1, dtype=torch.int32, device=self.device)
+        found = [warp_points, self._warp_tets, warp_maps, holes, wp.from_torch(count)]
+        self._launch(kernels.find_maps, (batch, tets), found)
         if total:
             pixels = [
                 wp.from_torch(camera.focal.contiguous(), dtype=wp.float32),
@@ -146,8 +149,8 @@ class FusedModel:
             ]
             outer = [warp_points, self._warp_boundary, *pixels]
             self._launch(kernels.rasterise, (batch, len(self._boundary)), outer)
-            inner = [warp_points, self._warp_tets, self._warp_neighbours, warp_maps, *pixels]
-            self._launch(kernels.rasterise_holes, (batch, tets), inner)
+            inner = [holes, warp_points, self._warp_tets, self._warp_neighbours, warp_maps]
+            self._launch(kernels.rasterise_holes, int(count), [*inner, *pixels])
         hit = (front[:, 0] != -1).nonzero()[:, 0]
         image = torch.searchsorted(start + areas, hit, right=True)
         inside_box = hit - start[image]
