@@ -62,7 +62,7 @@ def test_store_survives_its_process_until_cleared(store, tmp_path):
 
 
 def test_stream_keeps_order_and_versions_whatever_the_timing(store):
-    config = StreamConfig(resources=RoleResources(0.25), actors=2, wait_s=60)
+    config = StreamConfig(resources=RoleResources(0.25), actors=2, wait_s=200)
     store.publish(0, state(0))
     stream = sample_stream(PLAN, JitterDraw(), store, config)
     drawn = []
