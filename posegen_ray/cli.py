@@ -41,7 +41,7 @@ Settings are Hydra overrides:
   posegen demo experiment=small run_dir=runs/small
   posegen demo runtime=inprocess seed=1
   posegen train resume=runs/train
-All of them: conf/ and posegen_ray/config.py. POSEGEN_DEBUG=1 adds tracebacks and debug logs.
+All of them: conf/ and posegen_ray/config/. POSEGEN_DEBUG=1 adds tracebacks and debug logs.
 """
 
 

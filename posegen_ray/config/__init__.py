@@ -1,0 +1,87 @@
+"""Every setting, its type and its default; past this module nobody sees a DictConfig.
+
+YAML under conf/ chooses, these dataclasses decide: a misspelt key or a wrong type fails while the
+configuration is composed, and rules between fields are checked in `__post_init__`.
+
+One module for each part of the package; `run` puts them together.
+"""
+
+from __future__ import annotations
+
+from posegen_ray.config.body import (
+    BodyConfig,
+)
+from posegen_ray.config.estimators import (
+    EstimatorConfig,
+    FineTuneConfig,
+    FineTuneStageConfig,
+)
+from posegen_ray.config.experiment import (
+    ARMS,
+    EvaluationConfig,
+    ExperimentConfig,
+    TrainingConfig,
+)
+from posegen_ray.config.generation import (
+    CameraRangeConfig,
+    DiscriminatorConfig,
+    FeedbackConfig,
+    GeneratorConfig,
+    ValidityConfig,
+)
+from posegen_ray.config.motion import (
+    MotionConfig,
+)
+from posegen_ray.config.rules import (
+    require,
+)
+from posegen_ray.config.run import (
+    RunConfig,
+)
+from posegen_ray.config.runtime import (
+    RenderServerConfig,
+    RoleResources,
+    RuntimeConfig,
+    StreamConfig,
+)
+from posegen_ray.config.subjects import (
+    CAPTURE_FORMATS,
+    AnerfConfig,
+    ConvertConfig,
+    FieldConfig,
+    FitConfig,
+    RegionConfig,
+    RendererConfig,
+    SubjectsConfig,
+)
+
+__all__ = [
+    "ARMS",
+    "AnerfConfig",
+    "BodyConfig",
+    "CAPTURE_FORMATS",
+    "CameraRangeConfig",
+    "ConvertConfig",
+    "DiscriminatorConfig",
+    "EstimatorConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "FeedbackConfig",
+    "FieldConfig",
+    "FineTuneConfig",
+    "FineTuneStageConfig",
+    "FitConfig",
+    "GeneratorConfig",
+    "MotionConfig",
+    "RegionConfig",
+    "RenderServerConfig",
+    "RendererConfig",
+    "RoleResources",
+    "RunConfig",
+    "RuntimeConfig",
+    "StreamConfig",
+    "SubjectsConfig",
+    "TrainingConfig",
+    "ValidityConfig",
+    "require",
+]

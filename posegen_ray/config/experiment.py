@@ -1,0 +1,117 @@
+"""Settings of training, comparison and evaluation (conf/experiment)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from posegen_ray.config.rules import require
+
+
+@dataclass
+class EvaluationConfig:
+    """Intervals and the report page (conf/evaluation)."""
+
+    bootstrap: int = 4000  # draws behind each interval
+    clusters: int = 8  # pose clusters of the failure atlas
+    hardest: int = 8  # samples drawn with skeletons, those the baseline fails on most
+    generated: int = 24  # pictures of generated samples
+
+    def __post_init__(self) -> None:
+        require(
+            self.bootstrap >= 100,
+            f"evaluation.bootstrap={self.bootstrap} is too few draws for a 95 % interval.",
+            "Set evaluation.bootstrap to 100 or more (4000 takes well under a second).",
+        )
+        for name in ("clusters", "hardest", "generated"):
+            require(
+                getattr(self, name) >= 1,
+                f"evaluation.{name}={getattr(self, name)} leaves that part of the report empty.",
+                f"Set evaluation.{name} to 1 or more.",
+            )
+
+
+@dataclass
+class TrainingConfig:
+    """Adversarial training (conf/training): rounds of generator steps, then estimator updates."""
+
+    rounds: int = 4
+    steps_per_round: int = 30  # adversarial steps; the estimator is frozen during them
+    batch_size: int = 8  # proposals a step and worker
+    estimator_steps: int = 6  # updates of the live estimator between rounds
+    estimator_batch_size: int = 16  # half generated, half source images
+    max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
+    log_every: int = 5
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "steps_per_round", "batch_size", "estimator_batch_size"):
+            require(
+                getattr(self, name) >= 1,
+                f"training.{name}={getattr(self, name)} must be at least 1.",
+                f"Set training.{name} to a positive number.",
+            )
+        require(
+            self.estimator_steps >= 0,
+            f"training.estimator_steps={self.estimator_steps} is negative.",
+            "Set it to 0 to keep the estimator frozen during training.",
+        )
+        require(
+            self.estimator_batch_size % 2 == 0,
+            f"training.estimator_batch_size={self.estimator_batch_size} is odd.",
+            "Half of each batch is generated and half is source data: use an even number.",
+        )
+
+
+ARMS = ("baseline", "source_adapted", "random", "posegen")
+
+
+@dataclass
+class ExperimentConfig:
+    """A comparison of fine-tuning data (conf/experiment): arms, seeds, budgets."""
+
+    name: str = "demo"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    images_per_arm: int = 1200  # half of them are the source images that all arms share
+    block_size: int = 24  # samples are drawn in blocks: the unit of work and of seeding
+    joint_map_images: int = 240  # source images that the joint map is fitted on
+    test_source_images: int = 300
+    test_wild_images: int = 300
+    test_ood_images: int = 480
+    validation_images: int = 96  # watched during training; never a test image
+
+    def __post_init__(self) -> None:
+        require(
+            len(self.seeds) > 0 and len(set(self.seeds)) == len(self.seeds),
+            f"experiment.seeds={list(self.seeds)} must be distinct and not empty.",
+            "For example experiment.seeds=[0,1,2].",
+        )
+        unknown = sorted(set(self.arms) - set(ARMS))
+        require(
+            not unknown,
+            f"experiment.arms has unknown arms {unknown}.",
+            f"Choose from {list(ARMS)}.",
+        )
+        require(
+            "baseline" in self.arms,
+            "experiment.arms lacks 'baseline', which every other arm is compared with.",
+            "Add baseline to experiment.arms.",
+        )
+        require(
+            self.images_per_arm >= 2,
+            f"experiment.images_per_arm={self.images_per_arm} has no two halves.",
+            "Set experiment.images_per_arm to 2 or more.",
+        )
+        for name in (
+            "block_size",
+            "joint_map_images",
+            "test_source_images",
+            "test_wild_images",
+            "test_ood_images",
+            "validation_images",
+        ):
+            require(
+                getattr(self, name) >= 1,
+                f"experiment.{name}={getattr(self, name)} must be at least 1.",
+                f"Set experiment.{name} to a positive number.",
+            )

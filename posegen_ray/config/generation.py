@@ -1,0 +1,204 @@
+"""Settings of what proposes poses and cameras, and of what it is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from posegen_ray.config.rules import require
+
+
+@dataclass
+class CameraRangeConfig:
+    """Where cameras may stand around the person. Angles in degrees, lengths in metres.
+
+    Elevation is uniform over the sphere between its bounds, all else uniform. `fill` is the height
+    of a 1.8 m person at the target's depth as a fraction of the frame; it sets the focal length.
+    """
+
+    elevation_low: float = -45.0  # from below: bodies that lie or stand on their head
+    elevation_high: float = 80.0
+    roll: float = 15.0  # +- this much
+    distance_low: float = 2.2
+    distance_high: float = 6.0
+    fill_low: float = 0.40
+    fill_high: float = 0.60
+    framing: float = 0.06  # the hip is at most this fraction of the frame off its middle
+
+    def __post_init__(self) -> None:
+        require(
+            -85 < self.elevation_low <= self.elevation_high < 85,
+            f"camera elevation {self.elevation_low} to {self.elevation_high} is not in (-85, 85).",
+            "Straight up and down leave the roll undefined; choose smaller angles.",
+        )
+        require(
+            0 < self.distance_low <= self.distance_high and 0 < self.fill_low <= self.fill_high < 1,
+            "camera distance and fill must be positive with low <= high, and fill below 1.",
+            "Set distance_low and _high in metres, fill_low and _high as shares of the frame.",
+        )
+        require(
+            0 <= self.framing < 0.5 and 0 <= self.roll <= 180,
+            f"camera framing={self.framing}, roll={self.roll} is out of range.",
+            "framing is a fraction below 0.5; roll is in degrees, 0 to 180.",
+        )
+
+    @classmethod
+    def eye_level(cls) -> CameraRangeConfig:
+        """How people are usually filmed: the source's cameras."""
+        return cls(elevation_low=-5.0, elevation_high=20.0, roll=5.0)
+
+
+@dataclass
+class GeneratorConfig:
+    """Noise (and, in residual mode, a real pose) -> pose, camera and subject (conf/generator)."""
+
+    mode: str = "residual"  # residual: perturbs real poses; noise: makes them from nothing
+    noise: int = 32
+    hidden: int = 256
+    layers: int = 3
+    residual_degrees: float = 45.0  # residual mode: no joint turns by more about any axis
+    residual_spread: float = 2.0  # nor by more than so many standard deviations of its real motion
+    residual_prior: float = 0.6  # spread of the turns before learning, as a share of that bound
+    residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
+    recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
+    camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
+    camera_shift: float = 1.5  # how far the camera may move from its prior, in logits
+    candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
+    temperature: float = 0.065  # of that choice, in payments; large: at random
+    learn_subject: bool = False  # off: every subject equally often
+
+    def __post_init__(self) -> None:
+        require(
+            self.mode in ("residual", "noise"),
+            f"generator.mode={self.mode!r} is not a mode.",
+            "Choose residual (perturbs real poses, default) or noise (from noise alone).",
+        )
+        require(
+            self.noise > 0 and self.hidden > 0 and self.layers > 0,
+            "generator noise, hidden and layers must be positive.",
+            "The defaults are 32, 256 and 3.",
+        )
+        require(
+            0 < self.residual_degrees < 90
+            and min(self.residual_spread, self.residual_prior, self.residual_shift) >= 0,
+            "generator residual_degrees must lie in (0, 90), residual_spread, _prior and _shift "
+            "be >= 0.",
+            "The defaults are 45, 2, 0.6 and 0.15.",
+        )
+        require(
+            self.candidates >= 1 and self.temperature > 0,
+            f"generator candidates={self.candidates}, temperature={self.temperature} is no good.",
+            "Use at least one candidate and a positive temperature.",
+        )
+        require(
+            0 <= self.recombine <= 1 and self.camera_shift >= 0,
+            f"generator recombine={self.recombine} or camera_shift={self.camera_shift} is no good.",
+            "recombine is a share between 0 and 1; camera_shift is not negative.",
+        )
+
+
+@dataclass
+class DiscriminatorConfig:
+    """Judges body parts and whole poses."""
+
+    hidden: int = 128
+    learning_rate: float = 5e-4
+    gradient_penalty: float = 0.1  # R1 on real poses
+    history: int = 4096  # earlier fakes that are shown again
+    history_share: float = 0.5  # of each batch of fakes
+
+    def __post_init__(self) -> None:
+        require(
+            self.hidden > 0 and self.history > 0 and self.learning_rate > 0,
+            "discriminator hidden, history and learning_rate must be positive.",
+            "The defaults are 128, 4096 and 5e-4.",
+        )
+        require(
+            0 <= self.history_share <= 1 and self.gradient_penalty >= 0,
+            "discriminator history_share must be in [0, 1] and gradient_penalty not negative.",
+            "The defaults are 0.5 and 0.1.",
+        )
+
+
+@dataclass
+class FeedbackConfig:
+    """What the generator is paid for (conf/feedback).
+
+    It earns the estimator's error inside a band: from `band_low` to `band_high` times the median
+    error on real poses seen from the source's cameras. Below it a sample is easy, above it broken
+    or ambiguous.
+    """
+
+    weight: float = 1.0
+    band_low: float = 1.0
+    band_high: float = 2.0
+    softness: float = 0.25  # of the band's ends, in widths of the band
+    overshoot: float = 0.5  # fine above the band, per width of the band
+    pay_ambiguous: bool = False  # pay also where a mirrored or depth-swapped label fits better
+    through_image: bool = True  # gradient through estimator and renderer
+    through_ground_truth: bool = True  # gradient through the ground-truth joints
+    realism: float = 1.0  # weight of the discriminator
+    critic: float = 1.0  # weight of the payment that the critic expects, beside the rendered one
+    critic_batch: int = 64  # proposals that the critic judges, and payments it learns from, a step
+    critic_updates: int = 8  # of the critic, a step
+    critic_memory: int = 2048  # latest payments that it learns from
+    critic_learning_rate: float = 1e-3
+    invalid_payment: float = -1.0  # what the critic expects for proposals that are rejected
+    diversity: float = 0.5  # weight of mode seeking
+    camera_prior: float = 0.02  # weight of the camera's distance from its prior
+    camera_entropy: float = 0.1  # weight of the floor on the camera's spread
+    camera_entropy_floor: float = 0.5  # share of the prior's spread that is kept free of charge
+    joint_limits: float = 10.0  # weight of the soft joint limits
+    residual: float = 0.3  # weight of the size of pose residuals
+    learning_rate: float = 1e-3
+    max_sample_gradient: float = 1.0  # of a rendered payment to a sample's pose or view, per radian
+    max_gradient_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.band_low < self.band_high,
+            f"feedback band [{self.band_low}, {self.band_high}] is empty.",
+            "Set 0 < feedback.band_low < feedback.band_high.",
+        )
+        rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
+        priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)
+        require(
+            min(*rewards, *priors) >= 0,
+            "feedback weights must not be negative.",
+            "Use 0 to switch a term off.",
+        )
+        require(
+            min(self.critic_batch, self.critic_updates, self.critic_memory) >= 1
+            and self.critic_learning_rate > 0,
+            "feedback critic_batch, critic_updates, critic_memory and _learning_rate must be > 0.",
+            "Set feedback.critic=0 and generator.candidates=1 to do without the critic.",
+        )
+        require(
+            self.softness > 0 and self.learning_rate > 0 and self.max_gradient_norm > 0,
+            "feedback softness, learning_rate and max_gradient_norm must be positive.",
+            "The defaults are 0.25, 1e-3 and 1.",
+        )
+
+
+@dataclass
+class ValidityConfig:
+    """When a sample is thrown away before it is rendered. Metres and degrees."""
+
+    limit_margin_degrees: float = 10.0  # beyond what the real poses and anatomy allow
+    penetration: float = 0.03  # bones may overlap this much more than in the real poses
+    frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
+    visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
+    camera_clearance: float = 0.3  # between the camera and any bone's surface
+    above_ground: bool = False  # training images have no ground; test cameras always stand on one
+    camera_height: float = 0.1  # above the ground, where there is one
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.visible_joints <= 12,
+            f"validity.visible_joints={self.visible_joints} is not between 0 and 12.",
+            "There are 12 limb joints.",
+        )
+        require(
+            0 <= self.frame_margin < 0.5 and self.penetration >= 0 and self.camera_clearance >= 0,
+            "validity frame_margin, penetration and camera_clearance must not be negative.",
+            "frame_margin is a fraction of the frame below 0.5; the others are metres.",
+        )

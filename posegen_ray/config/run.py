@@ -1,0 +1,73 @@
+"""All settings of a command (conf/config.yaml)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from posegen_ray.config.body import BodyConfig
+from posegen_ray.config.estimators import EstimatorConfig, FineTuneConfig
+from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
+from posegen_ray.config.generation import (
+    DiscriminatorConfig,
+    FeedbackConfig,
+    GeneratorConfig,
+    ValidityConfig,
+)
+from posegen_ray.config.motion import MotionConfig
+from posegen_ray.config.rules import require
+from posegen_ray.config.runtime import RuntimeConfig
+from posegen_ray.config.subjects import (
+    ConvertConfig,
+    FieldConfig,
+    FitConfig,
+    RendererConfig,
+    SubjectsConfig,
+)
+
+
+@dataclass
+class RunConfig:
+    """Everything that a command can be told (conf/config.yaml)."""
+
+    seed: int = 0  # added to every seed of the experiment
+    run_dir: str = "runs/${experiment.name}"
+    resume: str = ""  # a run folder to go on with
+    run: str = ""  # generate, evaluate, report: the finished run to work on
+    capture: str = ""  # fit: the capture folder
+    # fit: several side by side, each a capture folder or a person of subject.source
+    subjects: list[str] = field(default_factory=list)
+    out: str = ""  # convert, fit, generate: where the result goes
+    n: int = 100  # generate: how many images
+    body: BodyConfig = field(default_factory=BodyConfig)
+    motion: MotionConfig = field(default_factory=MotionConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+    subject: SubjectsConfig = field(default_factory=SubjectsConfig)
+    renderer: RendererConfig = field(default_factory=RendererConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+    finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
+    validity: ValidityConfig = field(default_factory=ValidityConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    # the last one: from here on `field` is no longer the dataclasses' function
+    field: FieldConfig = field(default_factory=FieldConfig)
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"n={self.n} must be at least 1.", "Ask for at least one image.")
+        require(
+            self.subject.source != "makehuman" or self.body.name == "anny",
+            f"subject.source=makehuman cannot dress body.name={self.body.name!r}.",
+            "MakeHuman's garments fit Anny only: use body=anny.",
+        )
+        workers = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
+        require(
+            self.training.estimator_batch_size % (2 * workers) == 0,
+            f"training.estimator_batch_size={self.training.estimator_batch_size} cannot be divided "
+            f"into two halves for {workers} train worker(s).",
+            f"Use a multiple of {2 * workers}.",
+        )

@@ -1,0 +1,115 @@
+"""Settings of processes: who runs where, with what, and for how long (conf/runtime)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from posegen_ray.config.rules import require
+
+
+@dataclass
+class RoleResources:
+    """What one process of a role reserves; fractions share a CPU slot or a GPU."""
+
+    num_cpus: float = 0.5
+    num_gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_cpus", "num_gpus"):
+            value = getattr(self, name)
+            require(
+                value >= 0 and (value <= 1 or value == int(value)),
+                f"runtime: {name}={value} cannot be reserved.",
+                "Use 0, a fraction below 1 (shared), or a whole number.",
+            )
+
+
+@dataclass
+class RenderServerConfig:
+    """The render servers and how their clients talk to them."""
+
+    resources: RoleResources = field(default_factory=lambda: RoleResources(0.5, 0.0))
+    replicas: int = 1  # servers that hold the same subjects
+    subjects_per_server: int = 1  # 2 or more save memory where there are more subjects than cores
+    max_batch: int = 8  # pictures a call; larger requests are split
+    max_in_flight: int = 2  # unanswered calls a client allows itself per server (back-pressure)
+    deadline_s: float = 300.0  # longest silence of all servers before a request fails
+    max_attempts: int = 4  # of one call, before a failing server makes the request fail
+    start_timeout_s: float = 300.0  # loading a subject and compiling its kernels
+
+    def __post_init__(self) -> None:
+        names = ("replicas", "subjects_per_server", "max_batch", "max_in_flight", "max_attempts")
+        for name in names:
+            require(
+                getattr(self, name) >= 1,
+                f"runtime.render.{name}={getattr(self, name)} must be at least 1.",
+                f"Set runtime.render.{name} to a positive number.",
+            )
+        for name in ("deadline_s", "start_timeout_s"):
+            require(
+                getattr(self, name) > 0,
+                f"runtime.render.{name}={getattr(self, name)} must be positive.",
+                "Give it in seconds.",
+            )
+
+
+@dataclass
+class StreamConfig:
+    """The Ray Data stream of generated samples."""
+
+    resources: RoleResources = field(default_factory=lambda: RoleResources(0.25, 0.0))
+    actors: int = 1  # processes that draw samples, per train worker
+    wait_s: float = 3600.0  # for a version of the generator to be published
+
+    def __post_init__(self) -> None:
+        require(
+            self.actors >= 1 and self.wait_s > 0,
+            f"runtime.stream: actors={self.actors} and wait_s={self.wait_s} must be positive.",
+            "Use at least one actor and a waiting time in seconds.",
+        )
+
+
+@dataclass
+class RuntimeConfig:
+    """Where everything runs (conf/runtime)."""
+
+    name: str = "ray"  # ray | inprocess
+    address: str = ""  # of a running cluster; empty: RAY_ADDRESS if set, else a private local one
+    num_cpus: int = 6  # logical slots of a private cluster; more than cores is fine, work is shared
+    num_gpus: int = 0  # GPUs of a private cluster
+    object_store_mb: int = 300
+    dashboard: bool = False
+    temp_folder: str = ""  # Ray's session folder; keep it short (unix socket paths)
+    train_workers: int = 1
+    train_resources: RoleResources = field(default_factory=lambda: RoleResources(1.0, 0.0))
+    job_workers: int = 2  # processes that fit, draw, fine-tune and predict, one job each at a time
+    job_resources: RoleResources = field(default_factory=lambda: RoleResources(0.5, 0.0))
+    max_train_failures: int = 3  # train worker deaths survived by resuming from the checkpoint
+    threads: int = 1  # numeric threads in every process
+    render: RenderServerConfig = field(default_factory=RenderServerConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.name in ("ray", "inprocess"),
+            f"runtime.name={self.name!r} is not a runtime.",
+            "Choose runtime=ray (servers and workers) or runtime=inprocess (one process).",
+        )
+        for name, least in (
+            ("num_cpus", 1),
+            ("num_gpus", 0),
+            ("train_workers", 1),
+            ("job_workers", 1),
+            ("max_train_failures", 0),
+            ("threads", 1),
+        ):
+            require(
+                getattr(self, name) >= least,
+                f"runtime.{name}={getattr(self, name)} is too small.",
+                f"Set runtime.{name} to at least {least}.",
+            )
+        require(
+            self.object_store_mb >= 80,
+            f"runtime.object_store_mb={self.object_store_mb} is below Ray's minimum.",
+            "Set it to at least 80; 300 suits a laptop.",
+        )
