@@ -12,7 +12,7 @@ def load_body(config: BodyConfig, progress: Callable[[str], None] | None = None)
     """The body that the configuration names.
 
     Args:
-        progress: called with lines of text when the body must be built first (Anny, about 90 s).
+        progress: called with lines of text when the body must be built first (Anny, about 20 s).
 
     Raises:
         AssetError: SMPL's licensed file is missing, or the cache folder cannot be written.

