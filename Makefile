@@ -4,13 +4,14 @@
 # make lint   ruff and mypy
 #
 # PYTHON  interpreter for the virtual environment (3.10 to 3.12)
-# TORCH   what to install as torch. Without a GPU the CPU build is preferred; where your package
-#         index has none (PyPI does not), pip takes the ordinary build, which runs on a CPU too.
+# TORCH   what to install as torch and torchvision, which must belong together. Without a GPU the
+#         CPU build is preferred; where your package index has none (PyPI does not), pip takes the
+#         ordinary build, which runs on a CPU too.
 PYTHON ?= python3
 VENV   ?= .venv
 ARGS   ?=
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
-TORCH  ?= $(if $(HAS_GPU),torch,torch==2.13.0)
+TORCH  ?= $(if $(HAS_GPU),torch torchvision,torch==2.14.1 torchvision==0.29.1)
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -23,7 +24,7 @@ help:
 $(BIN)/.installed: pyproject.toml
 	@echo "setting up $(VENV): torch, ray and the rest (several minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet '$(TORCH)'
+	$(BIN)/pip install --quiet $(foreach package,$(TORCH),'$(package)')
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 

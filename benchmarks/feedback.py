@@ -18,9 +18,10 @@ from posegen_ray.adversary import Adversary, judge
 from posegen_ray.compose import compose_config
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
-from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.estimators import PoseEstimator, build_estimator
 from posegen_ray.generation.plausibility import nearest_pose_distance
 from posegen_ray.jobs import FitPerson
+from posegen_ray.records import RenderFn
 from posegen_ray.scene import check_proposal, seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import LocalRenderer, Studio
@@ -36,17 +37,12 @@ def main(arguments: Sequence[str]) -> None:
     seed = int(arguments[0]) if arguments else 0
     config = compose_config(["runtime=inprocess", *arguments[1:]])
     console = Console()
-    jobs = [FitPerson(config, person.name) for person in people("train")]
-    for job in jobs:
-        if not job.done:
-            console.say(f"fitting {job.name}")
-            job.run(lambda _: None)
-    studio = Studio(config, tuple((job.name, str(job.folder)) for job in jobs))
-    render = LocalRenderer(config, studio.folders).render_fn()
+    studio, render = prepare(config, console)
+    estimator = build_estimator(config.estimator)
     rows = {}
     for name, weight in (("with feedback", config.feedback.weight), ("without", 0.0)):
         config.feedback.weight = weight
-        rows[name] = measure(config, studio, render, seed, console, name)
+        rows[name] = measure(config, studio, render, estimator, seed, console, name)
     print(f"{'':16}{'median mm':>10}{'in band %':>10}{'valid %':>9}{'nearest mm':>11}")
     for name, row in rows.items():
         print(f"{name:16}" + "".join(f"{value:>10.1f}" for value in row))
@@ -54,11 +50,27 @@ def main(arguments: Sequence[str]) -> None:
     print(f"ratio: error {error:.2f}, nearest real pose {distance:.2f} (seed {seed})")
 
 
+def prepare(config: RunConfig, console: Console) -> tuple[Studio, RenderFn]:
+    """The training people, fitted where they are missing, and their renderer."""
+    jobs = [FitPerson(config, person.name) for person in people("train")]
+    for job in jobs:
+        if not job.done:
+            console.say(f"fitting {job.name}")
+            job.run(lambda _: None)
+    studio = Studio(config, tuple((job.name, str(job.folder)) for job in jobs))
+    return studio, LocalRenderer(config, studio.folders).render_fn()
+
+
 def measure(
-    config: RunConfig, studio: Studio, render, seed: int, console: Console, label: str
+    config: RunConfig,
+    studio: Studio,
+    render: RenderFn,
+    estimator: PoseEstimator,
+    seed: int,
+    console: Console,
+    label: str,
 ) -> tuple[float, float, float, float]:
     """Median error (mm), share in the band (%), valid share (%), nearest-pose distance (mm)."""
-    estimator = load_estimator(config.estimator)
     background = seeded_backgrounds("train")
     torch.manual_seed(derive_seed(seed, "initialise"))
     adversary = Adversary(

@@ -5,6 +5,7 @@ Takes a `render_fn`; knows nothing of Ray, of processes, or of where the picture
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
-from posegen_ray.errors import TrainingError
+from posegen_ray.errors import ConfigError, TrainingError
 from posegen_ray.estimators.base import PoseEstimator, limb_joints
 from posegen_ray.generation import losses
 from posegen_ray.generation.critic import CriticMemory, features
@@ -166,8 +167,10 @@ class Adversary:
     ) -> StepMetrics:
         """One step of the generator, then one of the discriminator.
 
-        The estimator is not changed. A step with a NaN or Inf loss or gradient changes nothing but
-        `skipped`. Raises TrainingError after `max_skipped_steps` of them in a row.
+        The estimator is not changed. Where its answers have no gradient, the generator tries what
+        lies around its proposals and learns by score function. A step with a NaN or Inf loss or
+        gradient changes nothing but `skipped`. Raises TrainingError after `max_skipped_steps` of
+        them in a row.
         """
         metrics, generated = self._generator_step(
             count, render_fn, estimator, background, rng, reduce_fn
@@ -186,8 +189,10 @@ class Adversary:
         reduce_fn: ReduceFn | None,
     ) -> tuple[dict[str, float], Generated]:
         config = self.feedback
+        by_score = self._by_score(estimator)
         latent = self.generator.draw(count, rng)
-        generated: Generated = self.generator(latent)
+        noise = torch.randn(count, self.generator.num_actions, generator=rng) if by_score else None
+        generated: Generated = self.generator(latent, noise, config.score_noise)
         proposal = generated.proposal
         rows = self._valid_rows(proposal)
         pictures = background(_seeds(count, rng), estimator.crop.size)
@@ -196,7 +201,7 @@ class Adversary:
         measured = dict.fromkeys(("error_mm", "in_band", "ambiguous"), float("nan"))
         if config.weight > 0 and rows:
             assert self.reference_mm > 0, "calibrate() comes before the first step"
-            with frozen(estimator):
+            with frozen(estimator), torch.set_grad_enabled(not by_score):
                 answer = judge(
                     limit_gradient(proposal[rows], config.max_sample_gradient / count),
                     self.people,
@@ -210,6 +215,12 @@ class Adversary:
             if not config.pay_ambiguous:
                 payments = payments * (~answer.ambiguous)
             self._remember(proposal, rows, payments)
+            if by_score:
+                # so that a payment of 1 moves a sample as much as a bounded gradient would
+                scale = config.max_sample_gradient * config.score_noise
+                scale = scale / math.sqrt(self.generator.num_actions)
+                expected = self.generator.expected_payment(proposal[rows])
+                payments = losses.scored(payments, expected, generated.log_probability[rows], scale)
             payment = payments.sum() / count
             if self.generator.config.learn_subject:
                 gain = (payments - payments.mean()).detach()
@@ -263,6 +274,15 @@ class Adversary:
             "skipped": float(norm is None),
         }
         return metrics, generated
+
+    def _by_score(self, estimator: PoseEstimator) -> bool:
+        wanted = self.feedback.estimator_gradient
+        if wanted == "image" and not estimator.differentiable:
+            raise ConfigError(
+                f"feedback.estimator_gradient=image: {estimator.name} has no gradient.",
+                "Use feedback.estimator_gradient=auto or score.",
+            )
+        return wanted == "score" or not estimator.differentiable
 
     def _discriminator_step(
         self, generated: Generated, rng: torch.Generator, reduce_fn: ReduceFn | None

@@ -47,6 +47,8 @@ PACKAGES = {
     "ray": "servers, training groups and streams (runtime=inprocess works without)",
     "warp-lang": "the fused renderer (renderer.kind=reference works without)",
     "nerfacc": "the reference renderer",
+    "torchvision": "estimator=spin, hybrik_*",
+    "timm": "estimator=hybrik_*",
     "av": "videos in posegen convert (pip install 'posegen-ray[captures]')",
     "h5py": "PeopleSnapshot in posegen convert (the same extra)",
     "smplx": "body=smpl (non-commercial licence, see docs/licences.md)",

@@ -30,6 +30,7 @@ from posegen_ray.errors import (
     ConfigError,
     ResourceError,
 )
+from posegen_ray.estimators.registry import check_estimator
 from posegen_ray.evaluation.report import write_report
 from posegen_ray.evaluation.store import (
     ReportInputs,
@@ -57,6 +58,7 @@ def open_run_folder(
 
     Raises:
         ConfigError: resume= names no run, or comes with settings that differ from the run's.
+        CheckpointError, AssetError: the estimator's files are missing.
         ResourceError: the folder cannot be written.
     """
     if config.resume:
@@ -69,7 +71,9 @@ def open_run_folder(
                 "change them.",
                 "Leave all settings but runtime=… out, or start a new run.",
             )
+        check_estimator(loaded.estimator)
         return replace(loaded, resume=str(folder), runtime=config.runtime), folder
+    check_estimator(config.estimator)
     folder = Path(config.run_dir)
     try:
         if folder.exists() and any(folder.iterdir()):

@@ -22,7 +22,7 @@ from posegen_ray.body import load_body
 from posegen_ray.config import RunConfig
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuneProgress, finetune
-from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.local import Shared
 from posegen_ray.records import RenderRequest, Samples, concatenate_samples
 from posegen_ray.scene import assemble, propose_valid
@@ -214,7 +214,7 @@ class FineTune:
     config: RunConfig
     joint_map: Tensor | None
     seed: int
-    halves: Sequence[Shared[Samples]]  # the arm's training images
+    halves: Sequence[Shared[Samples]]  # the arm's training images; the first half is source data
     test_images: Shared[Tensor]  # [N, 3, S, S] uint8
 
     @property
@@ -224,7 +224,9 @@ class FineTune:
     def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor]:
         """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""
         estimator = starting_estimator(self.config, self.joint_map)
-        samples = concatenate_samples([half.get() for half in self.halves])
+        halves = [half.get() for half in self.halves]
+        samples, source = concatenate_samples(halves), len(halves[0])
+        del halves
         done = 0
         last = ("", 0)
 
@@ -237,7 +239,15 @@ class FineTune:
             done += report.done - before
             last = (report.phase, report.done)
 
-        tuned = finetune(estimator, samples, self.config.finetune, self.seed, progress)
+        tuned = finetune(
+            estimator,
+            samples,
+            self.config.finetune,
+            self.seed,
+            progress,
+            source=source,
+            body=self.config.body.name,
+        )
         del samples
         answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
         advance(self.size - done)
@@ -246,7 +256,7 @@ class FineTune:
 
 def starting_estimator(config: RunConfig, joint_map: Tensor | None) -> PoseEstimator:
     """The pre-trained estimator that every arm starts from."""
-    estimator = load_estimator(config.estimator)
+    estimator = build_estimator(config.estimator)
     if joint_map is not None:
         estimator.set_joint_map(joint_map)
     return estimator

@@ -27,7 +27,7 @@ from posegen_ray.errors import (
     SubjectError,
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
-from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.store import (
     RenderSpeed,
 )
@@ -77,7 +77,7 @@ class Run:
             load_splits(config.motion)
             if config.subject.source == "makehuman":
                 makehuman.prepare(lambda text: console.say(f"  {text}"))
-            self.estimator_name = load_estimator(config.estimator).name
+            self.estimator_name = build_estimator(config.estimator).name
         self._folders: Folders = ()
         self._joint_map: Tensor | None = None
 
@@ -178,7 +178,7 @@ class Run:
         """From the estimator's own joints to the skeleton's, fitted on source data, once."""
         if self._joint_map is not None:
             return self._joint_map
-        estimator = load_estimator(self.config.estimator)
+        estimator = build_estimator(self.config.estimator)
         if not isinstance(estimator, BlazePose):
             return None
         kept = self.folder / "checkpoint" / "joint_map"
@@ -337,7 +337,7 @@ class Run:
         """A fine-tuned arm's answers, from its weights."""
         from posegen_ray.estimators.base import predict
 
-        estimator = load_estimator(self.config.estimator)
+        estimator = build_estimator(self.config.estimator)
         estimator.load_state_dict(load_checkpoint(self._kept(arm, seed))["weights"])
         with self.console.phase("evaluate", f"testing {arm} (seed {seed})"):
             return predict(estimator, tests.samples.images)

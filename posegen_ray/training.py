@@ -26,7 +26,7 @@ from posegen_ray.context import TrainContext
 from posegen_ray.errors import CheckpointError
 from posegen_ray.estimators.base import predict
 from posegen_ray.estimators.finetune import FineTuner
-from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
 from posegen_ray.records import Samples
 from posegen_ray.scene import seeded_backgrounds
@@ -115,13 +115,14 @@ class _Run:
                 self.studio.checker,
                 self.config.training.max_skipped_steps,
             )
-        self.estimator = load_estimator(self.config.estimator)
+        self.estimator = build_estimator(self.config.estimator)
         if plan.joint_map is not None:
             self.estimator.set_joint_map(plan.joint_map)
         self.tuner = FineTuner(
             self.estimator,
             self.config.finetune,
             self._average if context.world_size > 1 else None,
+            self.config.body.name,
         )
         self.render_fn = plan.renderer.render_fn()
         self.background = seeded_backgrounds("train")

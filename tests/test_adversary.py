@@ -17,7 +17,7 @@ from posegen_ray.config import (
     RendererConfig,
     ValidityConfig,
 )
-from posegen_ray.errors import TrainingError
+from posegen_ray.errors import ConfigError, TrainingError
 from posegen_ray.estimators.base import Estimate, PoseEstimator
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.generation.generator import Generator
@@ -279,3 +279,50 @@ def test_real_renderer_passes_the_feedback_to_pose_and_camera(
     assert torch.isfinite(gradient).all()
     assert gradient[:, 3:72].abs().max() > 0
     assert gradient[:, 72:].abs().max() > 0
+
+
+class OnlyAnswers(Guesser):
+    """The same network, of which only the answers are known."""
+
+    differentiable = False
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> Estimate:
+        return super().forward(images)
+
+
+def test_a_black_box_is_searched_by_score() -> None:
+    made = calibrated()
+    before = made.generator.camera_head.weight.clone()
+    metrics = made.step(6, soft_dots, OnlyAnswers(), grey, seeded(0))
+    assert metrics.skipped == 0
+    assert metrics.error_mm > 0
+    assert not torch.equal(before, made.generator.camera_head.weight)
+
+
+def test_a_differentiable_estimator_is_searched_by_score_on_request() -> None:
+    wanted = FeedbackConfig(estimator_gradient="score")
+    known, unknown = calibrated(feedback=wanted), calibrated()
+    known.step(6, soft_dots, Guesser(), grey, seeded(0))
+    unknown.step(6, soft_dots, OnlyAnswers(), grey, seeded(0))
+    assert torch.equal(weights(known), weights(unknown))
+
+
+def test_a_gradient_that_is_not_there_is_refused() -> None:
+    made = calibrated(feedback=FeedbackConfig(estimator_gradient="image"))
+    with pytest.raises(ConfigError, match="guesser has no gradient"):
+        made.step(6, soft_dots, OnlyAnswers(), grey, seeded(0))
+    with pytest.raises(ConfigError, match="estimator_gradient='both'"):
+        FeedbackConfig(estimator_gradient="both")
+
+
+def test_the_generator_says_how_likely_what_it_tried_was() -> None:
+    generator = adversary().generator
+    latent = generator.draw(4, seeded(0))
+    noise = torch.randn(4, generator.num_actions, generator=seeded(1))
+    tried, plain = generator(latent, noise, 0.3), generator(latent)
+    assert torch.allclose(tried.log_probability, -noise.square().sum(1) / 2, atol=1e-4)
+    assert torch.equal(plain.log_probability, torch.zeros(4))
+    assert not torch.equal(tried.unit, plain.unit)
+    (slope,) = torch.autograd.grad(tried.log_probability[0], generator.camera_head.bias)
+    assert torch.allclose(slope, noise[0, -7:] / 0.3, atol=1e-4)

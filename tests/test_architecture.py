@@ -110,3 +110,12 @@ def test_command_line_and_local_backend_start_without_ray():
             for name in imports(PACKAGE / part, top_level_only=True)
             if name.startswith(("ray", "posegen_ray.runtime"))
         ]
+
+
+def test_networks_that_few_processes_need_are_imported_late():
+    """torchvision and timm take 200 MB; only spin.py and hybrik.py may import them at once."""
+    for path in modules():
+        if path.name not in ("spin.py", "hybrik.py"):
+            early = imports(path, top_level_only=True)
+            assert not early & {f"posegen_ray.estimators.{name}" for name in ("spin", "hybrik")}
+            assert not {name.split(".")[0] for name in early} & {"torchvision", "timm"}

@@ -14,7 +14,7 @@ from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT, LIMB_JOINT_NAMES
 from posegen_ray.compose import compose_config
 from posegen_ray.estimators.base import Estimate, PoseEstimator
-from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.generation.proposal import Proposal, View
 from posegen_ray.jobs import FitPerson
 from posegen_ray.records import PoseBatch
@@ -76,7 +76,7 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
     job.run(lambda _: None)
     studio = Studio(config, (("fay", str(job.folder)),))
     render = LocalRenderer(config, studio.folders).render_fn()
-    estimator = InDoublePrecision(load_estimator(config.estimator))
+    estimator = InDoublePrecision(build_estimator(config.estimator))
     seeds = [1, 2, 3]
     proposals, _, _ = propose_valid(studio.random_sampler(), seeds, studio.people, studio.checker)
     backgrounds = seeded_backgrounds("train")(seeds, estimator.crop.size)

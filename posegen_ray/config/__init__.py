@@ -12,9 +12,11 @@ from posegen_ray.config.body import (
     BodyConfig,
 )
 from posegen_ray.config.estimators import (
+    ESTIMATORS,
     EstimatorConfig,
     FineTuneConfig,
     FineTuneStageConfig,
+    LossConfig,
 )
 from posegen_ray.config.experiment import (
     ARMS,
@@ -63,6 +65,7 @@ __all__ = [
     "CameraRangeConfig",
     "ConvertConfig",
     "DiscriminatorConfig",
+    "ESTIMATORS",
     "EstimatorConfig",
     "EvaluationConfig",
     "ExperimentConfig",
@@ -72,6 +75,7 @@ __all__ = [
     "FineTuneStageConfig",
     "FitConfig",
     "GeneratorConfig",
+    "LossConfig",
     "MotionConfig",
     "RegionConfig",
     "RenderServerConfig",

@@ -6,13 +6,18 @@ from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
 
+ESTIMATORS = ("blazepose", "spin", "hybrik_res34", "hybrik_w48")
+
 
 @dataclass
 class EstimatorConfig:
     """The pre-trained pose estimator (conf/estimator)."""
 
-    kind: str = "blazepose"
-    variant: str = "full"  # lite | full | heavy
+    kind: str = "blazepose"  # blazepose | spin | hybrik_res34 | hybrik_w48
+    variant: str = "full"  # blazepose: lite | full | heavy
+    checkpoint: str = ""  # the published file of spin, hybrik_*
+    smpl_folder: str = ""  # SMPL's files: hybrik_* need them, and spin for its joints
+    flip_test: bool = True  # hybrik_*: also ask for the mirrored image; twice the time
 
     def __post_init__(self) -> None:
         require(
@@ -47,6 +52,26 @@ class FineTuneStageConfig:
 
 
 @dataclass
+class LossConfig:
+    """Weights of the fine-tuning losses; what an estimator does not answer costs nothing."""
+
+    joints: float = 1.0  # mean absolute error of the 12 limb joints, metres
+    joints_2d: float = (
+        0.0  # the same in the crop, by the estimator's own camera; shares of its side
+    )
+    rotations: float = 0.0  # mean squared error of the elements of the 24 rotation matrices
+    shape: float = 0.0  # mean squared error of SMPL's shape; only where people are body=smpl
+
+    def __post_init__(self) -> None:
+        weights = (self.joints, self.joints_2d, self.rotations, self.shape)
+        require(
+            min(weights) >= 0 and max(weights) > 0,
+            f"finetune.losses {weights} are negative, or all zero.",
+            "Give each a weight of 0 or more, and at least one more than 0.",
+        )
+
+
+@dataclass
 class FineTuneConfig:
     """Fine-tuning of the estimator on a fixed set of samples (conf/estimator)."""
 
@@ -62,8 +87,23 @@ class FineTuneConfig:
     max_feature_mb: int = 1500  # kept features
     online_learning_rate: float = 3e-5  # updates between adversarial rounds
     online_cut: str = "late"
+    losses: LossConfig = field(default_factory=LossConfig)
+    source_share: float = -1.0  # of source images in each batch; -1: as many as there are
+    update_batch_norm: bool = False  # running statistics of BatchNorm layers; off: frozen
+    ema: float = 0.0  # offline: keep the exponential moving average of the weights; 0: off
+    max_gradient_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        require(
+            self.source_share == -1 or 0 <= self.source_share <= 1,
+            f"fine-tuning source_share={self.source_share} is not between 0 and 1.",
+            "Use -1 to take source and generated images as often as there are of each.",
+        )
+        require(
+            0 <= self.ema < 1 and self.max_gradient_norm > 0,
+            f"fine-tuning ema={self.ema}, max_gradient_norm={self.max_gradient_norm} are no good.",
+            "ema is 0 (off) or a decay below 1, such as 0.99; max_gradient_norm is positive.",
+        )
         require(
             0 <= self.interpolation <= 1,
             f"fine-tuning interpolation={self.interpolation} is not between 0 and 1.",

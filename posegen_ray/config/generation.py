@@ -134,8 +134,12 @@ class FeedbackConfig:
     softness: float = 0.25  # of the band's ends, in widths of the band
     overshoot: float = 0.5  # fine above the band, per width of the band
     pay_ambiguous: bool = False  # pay also where a mirrored or depth-swapped label fits better
-    through_image: bool = True  # gradient through estimator and renderer
-    through_ground_truth: bool = True  # gradient through the ground-truth joints
+    # how payments reach the generator. image: their gradient; score: a score function, which needs
+    # only the estimator's answers; auto: image where the estimator is differentiable
+    estimator_gradient: str = "auto"
+    score_noise: float = 0.3  # score: spread of what is tried, in the generator's own units
+    through_image: bool = True  # image: gradient through estimator and renderer
+    through_ground_truth: bool = True  # image: gradient through the ground-truth joints
     realism: float = 1.0  # weight of the discriminator
     critic: float = 1.0  # weight of the payment that the critic expects, beside the rendered one
     critic_batch: int = 64  # proposals that the critic judges, and payments it learns from, a step
@@ -158,6 +162,12 @@ class FeedbackConfig:
             0 < self.band_low < self.band_high,
             f"feedback band [{self.band_low}, {self.band_high}] is empty.",
             "Set 0 < feedback.band_low < feedback.band_high.",
+        )
+        require(
+            self.estimator_gradient in ("auto", "image", "score") and self.score_noise > 0,
+            f"feedback estimator_gradient={self.estimator_gradient!r}, "
+            f"score_noise={self.score_noise} is no good.",
+            "Choose auto, image or score, and a positive noise (0.3 is the default).",
         )
         rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
         priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)

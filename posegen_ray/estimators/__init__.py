@@ -1,14 +1,17 @@
 """Pose estimators: the networks that samples are made for, and their fine-tuning."""
 
 from posegen_ray.estimators.base import Estimate, PoseEstimator, limb_joints, predict
+from posegen_ray.estimators.blackbox import BlackBox
 from posegen_ray.estimators.crop import CropJitter, CropSpec, crop_image, estimator_crop
-from posegen_ray.estimators.registry import load_estimator
+from posegen_ray.estimators.registry import build_estimator, load_estimator
 
 __all__ = [
+    "BlackBox",
     "CropJitter",
     "CropSpec",
     "Estimate",
     "PoseEstimator",
+    "build_estimator",
     "crop_image",
     "estimator_crop",
     "limb_joints",

@@ -23,8 +23,9 @@ from posegen_ray.estimators.crop import CropSpec
 _LEFT_HIP = LIMB_JOINT_NAMES.index("left_hip")
 _RIGHT_HIP = LIMB_JOINT_NAMES.index("right_hip")
 
-# the cut before the first layer: nothing is frozen, the features are the images
-WHOLE = "image"
+# Cuts, from the first to the last. Before the first layer: nothing is frozen, the features are the
+# images; in the middle; before the last layers.
+WHOLE, EARLY, LATE = "image", "early", "late"
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Estimate:
     """
 
     joints: Tensor | None  # [B, J, 3] metres, in the order of the estimator's joint_names
-    rotations: Tensor | None = None  # [B, 24, 3, 3] local
-    shape: Tensor | None = None  # [B, S]
-    camera: Tensor | None = None  # [B, 3] metres, where the root is
+    rotations: Tensor | None = None  # [B, 24, 3, 3] local; the root's is in crop-camera axes
+    shape: Tensor | None = None  # [B, 10] SMPL's
+    camera: Tensor | None = None  # [B, C] as the estimator defines it
+    joints_2d: Tensor | None = None  # [B, J, 2] pixels of the crop, as its own camera sees `joints`
 
 
 class PoseEstimator(nn.Module, ABC):
@@ -47,6 +49,7 @@ class PoseEstimator(nn.Module, ABC):
     joint_names: tuple[str, ...]  # of Estimate.joints
     input_size: int  # pixels; images are input_size x input_size
     crop: CropSpec  # the crop that it was trained for
+    differentiable: bool = True  # whether gradients flow from its answer to the image
     cuts: tuple[str, ...] = (WHOLE,)  # where it can be split, from the first to the last
 
     @abstractmethod
@@ -106,9 +109,14 @@ def limb_joints(
     Raises:
         ValueError: the estimate has no joints, or not all of the 12.
     """
+    if estimate.joints is None:
+        raise ValueError(
+            "The estimate lacks the joints: a parametric estimator needs SMPL's files for them. "
+            "Load the estimator with the folder that holds them (estimator.smpl_folder)."
+        )
     missing = [name for name in LIMB_JOINT_NAMES if name not in joint_names]
-    if estimate.joints is None or missing:
-        raise ValueError(f"The estimate lacks the joints {missing or list(LIMB_JOINT_NAMES)}.")
+    if missing:
+        raise ValueError(f"The estimate lacks the joints {missing}.")
     if joint_names == LIMB_JOINT_NAMES:
         joints = estimate.joints
     else:
@@ -130,7 +138,8 @@ def predict(
     batch: int = 16,
 ) -> Tensor:  # [N, 12, 3] metres, mid-hip at 0
     """The limb joints of many images, batch by batch, without gradients."""
-    device = next(estimator.parameters()).device
+    some = next(estimator.parameters(), None)
+    device = some.device if some is not None else torch.device("cpu")
     rows = []
     with torch.no_grad():
         for part in images.split(batch):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from posegen_ray.assets import fetch
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, mirrored
-from posegen_ray.estimators.base import WHOLE, Estimate, PoseEstimator, centred
+from posegen_ray.estimators.base import EARLY, LATE, WHOLE, Estimate, PoseEstimator, centred
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.tflite_graph import TFLiteGraph
 
@@ -26,7 +26,6 @@ MIRRORED_LANDMARKS = (
     12, 11, 14, 13, 16, 15, 18, 17, 20, 19, 22, 21, 24, 23, 26, 25, 28, 27, 30, 29, 32, 31,
 )  # fmt: skip
 _HIPS = (23, 24)
-EARLY, LATE = "early", "late"
 
 # positions in the file's list of outputs
 _WORLD_LANDMARKS, _PRESENCE = 4, 1

@@ -27,14 +27,20 @@ class CropSpec:
 
     `aligned`: rotated so that mid-hip -> mid-shoulder points up (as BlazePose was trained);
     `upright`: not rotated. Both are squares centred at the mid-hip, their side is `scale` times
-    the distance to the farthest joint, to which `margin` is added for what lies beyond the joints
-    (the top of the head, fingers, toes).
+    the distance to the farthest joint. `box`: not rotated, centred at the joints' bounding box,
+    `scale` times its longer side (as SPIN and HybrIK were trained). `margin` is added around the
+    joints for what lies beyond them (the top of the head, fingers, toes).
     """
 
     size: int  # pixels
-    kind: str = "aligned"  # aligned | upright
+    kind: str = "aligned"  # aligned | upright | box
     scale: float = 2.5
     margin: float = 0.1  # metres
+
+
+# known without loading the networks, whose packages take memory
+SPIN_CROP = CropSpec(size=224, kind="box", scale=1.2)
+HYBRIK_CROP = CropSpec(size=256, kind="box", scale=1.25)
 
 
 @dataclass(frozen=True)
@@ -59,21 +65,43 @@ def estimator_crop(
     zero, so it is finite everywhere.
     """
     pixels = project(camera, joints)
-    hips = pixels[:, [JOINT["left_hip"], JOINT["right_hip"]]].mean(1)
-    shoulders = pixels[:, [JOINT["left_shoulder"], JOINT["right_shoulder"]]].mean(1)
     depth = to_camera(camera, joints)[..., 2].clamp_min(0.1)
     beyond = spec.margin * camera.focal[:, None] / depth
+    if spec.kind == "box":
+        centre, side = _box(pixels, beyond[..., None])
+        return _jittered(camera, centre, spec.scale * side, torch.zeros_like(side), spec, jitter)
+    hips = pixels[:, [JOINT["left_hip"], JOINT["right_hip"]]].mean(1)
+    shoulders = pixels[:, [JOINT["left_shoulder"], JOINT["right_shoulder"]]].mean(1)
     reach = ((pixels - hips[:, None]).square().sum(-1) + 1e-6).sqrt() + beyond
     side = spec.scale * reach.amax(1)
     if spec.kind == "aligned":
         angle = _angle_to_up(shoulders - hips, _SHORT * side.detach())
     else:
         angle = torch.zeros_like(side)
+    return _jittered(camera, hips, side, angle, spec, jitter)
+
+
+def _box(
+    pixels: Tensor,  # [B, N, 2]
+    beyond: Tensor,  # [B, N, 1] pixels around each
+) -> tuple[Tensor, Tensor]:  # its middle [B, 2] and longer side [B]
+    low, high = (pixels - beyond).amin(1), (pixels + beyond).amax(1)
+    return (low + high) / 2, (high - low).amax(1)
+
+
+def _jittered(
+    camera: Camera,
+    centre: Tensor,  # [B, 2] pixels
+    side: Tensor,  # [B] pixels
+    angle: Tensor,  # [B] radians
+    spec: CropSpec,
+    jitter: CropJitter | None,
+) -> Camera:
     if jitter is not None:
-        hips = hips + jitter.shift * side[:, None]
+        centre = centre + jitter.shift * side[:, None]
         side = side * jitter.log_scale.exp()
         angle = angle + jitter.angle
-    return crop(camera, hips, side, angle, spec.size)
+    return crop(camera, centre, side, angle, spec.size)
 
 
 def _angle_to_up(

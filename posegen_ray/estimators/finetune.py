@@ -4,6 +4,9 @@ Offline (`finetune`): stages with frozen, cached features, each a pure function 
 starts from, the samples and the seed; at the end the weights are interpolated with the pre-trained
 ones (WiSE-FT, Wortsman et al. 2022). Online (`FineTuner`): single steps on a stream.
 
+Dropout stays off, and BatchNorm layers keep their statistics unless told otherwise: a handful of
+images must not move what thousands have settled.
+
 Knows nothing of where samples come from or of other processes.
 """
 
@@ -20,17 +23,22 @@ import torch
 from torch import Tensor, nn
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
-from posegen_ray.config import FineTuneConfig, FineTuneStageConfig
-from posegen_ray.errors import CheckpointError, DataError, ResourceError, TrainingError
-from posegen_ray.estimators.augment import augment, mirror
-from posegen_ray.estimators.base import PoseEstimator, centred, limb_joints
+from posegen_ray.config import FineTuneConfig, FineTuneStageConfig, LossConfig
+from posegen_ray.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ResourceError,
+    TrainingError,
+)
+from posegen_ray.estimators.augment import Labels, augment, labels_of, mirror
+from posegen_ray.estimators.base import Estimate, PoseEstimator, limb_joints
 from posegen_ray.records import Samples
 from posegen_ray.seeding import torch_stream
 
 log = logging.getLogger(__name__)
 
 _BETAS = (0.9, 0.99)
-_MAX_GRADIENT_NORM = 1.0
 _FEATURE_BATCH = 16
 
 
@@ -41,7 +49,7 @@ class FineTuneProgress:
     phase: str  # "features", then e.g. "late: training"
     done: int
     total: int
-    loss: float  # metres, mean absolute error per coordinate; NaN while features are computed
+    loss: float  # the weighted sum of config.losses; NaN while features are computed
 
 
 ProgressFn = Callable[[FineTuneProgress], None]
@@ -58,13 +66,21 @@ def finetune(
     seed: int,
     progress: ProgressFn | None = None,
     validate: ValidateFn | None = None,
+    source: int = 0,
+    body: str = "",
 ) -> PoseEstimator:
     """A fine-tuned copy of the estimator; the original is not touched.
 
     The same arguments give the same weights. For a checkpoint between stages, call
     `keep_features`, `run_stage` and `interpolate` yourself: that is all this function does.
 
+    Args:
+        source: so many of the samples, the first ones, are source data (for source_share).
+        body: of the people that the samples show; the shape loss needs "smpl".
+
     Raises:
+        ConfigError: source_share without images of both kinds, or no loss that the estimator's
+            answer can have.
         DataError: no samples, wrong image size, or labels that are not finite.
         ResourceError: the kept features would not fit into config.max_feature_mb.
         TrainingError: a gradient is not finite.
@@ -74,9 +90,9 @@ def finetune(
     if validate is not None:
         validate("start", tuned)
     if stages:
-        kept = keep_features(tuned, samples, config, seed, progress)
+        kept = keep_features(tuned, samples, config, seed, progress, source)
         for stage in stages:
-            run_stage(tuned, kept, stage, seed, progress)
+            run_stage(tuned, kept, stage, config, seed, progress, body)
             if validate is not None:
                 validate(stage.cut, tuned)
     interpolate(estimator, tuned, config.interpolation)
@@ -91,32 +107,37 @@ class KeptFeatures:
 
     cut: str
     features: Tensor  # [N, ...] float16
-    labels: Tensor  # [N, 12, 3] metres, mid-hip at 0
+    labels: Labels  # N
+    source: Tensor  # [N] bool: made from source data
 
 
 def run_stage(
     estimator: PoseEstimator,
     kept: KeptFeatures,
     stage: FineTuneStageConfig,
+    config: FineTuneConfig,
     seed: int,
     progress: ProgressFn | None = None,
+    body: str = "",
 ) -> None:
-    """One stage, in place: Adam on the L1 error of the 12 joints, cosine decay to zero."""
+    """One stage, in place: Adam on the weighted losses, cosine decay to zero."""
     features, labels = _advance(estimator, kept, stage.cut), kept.labels
     device = next(estimator.parameters()).device
     parameters = estimator.tail_parameters(stage.cut)
-    order = _batches(len(labels), stage.batch_size, torch_stream(seed, "finetune", stage.cut))
-    with _open_for_training(parameters):
+    stream = torch_stream(seed, "finetune", stage.cut)
+    order = _mixed_batches(kept.source, stage.batch_size, config.source_share, stream)
+    average = [parameter.detach().clone() for parameter in parameters] if config.ema else []
+    with _open_for_training(estimator, parameters, config.update_batch_norm):
         optimizer = torch.optim.Adam(parameters, stage.learning_rate, betas=_BETAS, fused=True)
         for step in range(stage.steps):
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * _schedule(step, stage)
             rows = next(order)
             estimate = estimator.head(features[rows].to(device).float(), stage.cut)
-            loss = _loss(limb_joints(estimate, estimator.joint_names), labels[rows].to(device))
+            loss = estimate_loss(estimator, estimate, labels[rows].to(device), config.losses, body)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            norm = nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM)
+            norm = nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
             if not torch.isfinite(norm):
                 raise TrainingError(
                     f"Fine-tuning of {estimator.name} diverged at step {step} of the stage "
@@ -124,9 +145,49 @@ def run_stage(
                     f"Lower its learning rate ({stage.learning_rate}).",
                 )
             optimizer.step()
+            if config.ema:
+                # the average of the first steps, until there are enough for the decay
+                keep = min(config.ema, (step + 1) / (step + 10))
+                torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - keep)
             if progress is not None:
                 phase = f"{stage.cut}: training"
                 progress(FineTuneProgress(phase, step + 1, stage.steps, loss.item()))
+    with torch.no_grad():
+        for parameter, value in zip(parameters, average, strict=False):
+            parameter.copy_(value)
+
+
+def estimate_loss(
+    estimator: PoseEstimator,
+    estimate: Estimate,
+    labels: Labels,
+    weights: LossConfig,
+    body: str,
+) -> Tensor:  # []
+    """The weighted sum of the losses that the estimate and the labels have.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    terms = []
+    if weights.joints > 0 and estimate.joints is not None:
+        predicted = limb_joints(estimate, estimator.joint_names)
+        terms.append(weights.joints * (predicted - labels.joints).abs().mean())
+    if weights.joints_2d > 0 and estimate.joints_2d is not None:
+        rows = [estimator.joint_names.index(name) for name in LIMB_JOINT_NAMES]
+        places = estimate.joints_2d[:, rows] / estimator.input_size - 0.5
+        terms.append(weights.joints_2d * (places - labels.joints_2d).abs().mean())
+    if weights.rotations > 0 and estimate.rotations is not None:
+        terms.append(weights.rotations * (estimate.rotations - labels.rotations).square().mean())
+    if weights.shape > 0 and estimate.shape is not None and body == "smpl":
+        terms.append(weights.shape * (estimate.shape - labels.shape).square().mean())
+    if not terms:
+        raise ConfigError(
+            f"None of the weighted finetune.losses can be had: {estimator.name} answers nothing "
+            "that they compare with the labels.",
+            "Weight losses on what it answers, or give a parametric estimator SMPL's files.",
+        )
+    return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
 
 
 def interpolate(
@@ -134,14 +195,20 @@ def interpolate(
     tuned: PoseEstimator,
     share: float,
 ) -> None:
-    """Moves `tuned`, in place, to (1 - share) · pretrained + share · tuned."""
-    with torch.no_grad():
-        for start, end in zip(pretrained.parameters(), tuned.parameters(), strict=True):
-            end.copy_(torch.lerp(start, end, share))
+    """Moves `tuned`, in place, to (1 - share) · pretrained + share · tuned, statistics included."""
+    ends = tuned.state_dict()
+    for name, start in pretrained.state_dict().items():
+        if start.is_floating_point():
+            ends[name].copy_(torch.lerp(start, ends[name], share))
 
 
 def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
-    """Raises DataError unless the samples can train this estimator."""
+    """Raises ConfigError, DataError unless the samples can train this estimator."""
+    if not estimator.differentiable:
+        raise ConfigError(
+            f"{estimator.name} cannot be fine-tuned here: only its answers are known.",
+            "Export the samples and train it where its weights are.",
+        )
     size = (3, estimator.input_size, estimator.input_size)
     if len(samples) == 0:
         raise DataError("There are no samples to train on.", "Generate some first.")
@@ -169,6 +236,7 @@ def keep_features(
     config: FineTuneConfig,
     seed: int,
     progress: ProgressFn | None = None,
+    source: int = 0,
 ) -> KeptFeatures:
     """Features of every image, its mirrored and its augmented copies, for all stages.
 
@@ -176,36 +244,55 @@ def keep_features(
     true, and can be made again when fine-tuning is resumed between stages.
 
     Raises:
-        DataError, ResourceError: as `finetune`.
+        ConfigError, DataError, ResourceError: as `finetune`.
     """
     check_samples(estimator, samples)
+    _check_mixing(len(samples), source, config.source_share)
     cut = min((stage.cut for stage in config.stages), key=estimator.cuts.index)
     device = next(estimator.parameters()).device
     generator = torch_stream(seed, "finetune", "augment")
     total = len(samples) * (1 + int(config.mirrored) + config.augmented_copies)
     features = torch.empty(0)
-    labels = torch.empty(total, len(LIMB_JOINT_NAMES), 3)
+    labels: list[Labels] = []
+    from_source = []
     done = 0
-    with torch.no_grad():
+    with torch.no_grad(), _mode(estimator, []):
         for first in range(0, len(samples), _FEATURE_BATCH):
             rows = slice(first, first + _FEATURE_BATCH)
             images = samples.images[rows].float() / 255
-            joints = centred(samples.joints[rows].float())
-            copies = [(images, joints)]
+            truth = labels_of(samples[rows])
+            origin = torch.arange(first, first + len(truth)) < source
+            copies = [(images, truth)]
             if config.mirrored:
-                copies.append(mirror(images, joints))
+                copies.append(mirror(images, truth))
             for _ in range(config.augmented_copies):
-                copies.append(augment(images, joints, generator))
+                copies.append(augment(images, truth, generator))
             for picture, label in copies:
                 value = estimator.stem(picture.to(device), cut).cpu()
                 if done == 0:
                     features = _room(value.shape[1:], total, config.max_feature_mb, cut)
                 features[done : done + len(value)] = value
-                labels[done : done + len(value)] = label
+                labels.append(label)
+                from_source.append(origin)
                 done += len(value)
             if progress is not None:
                 progress(FineTuneProgress("features", done, total, math.nan))
-    return KeptFeatures(cut, features, labels)
+    joined = Labels(
+        torch.cat([label.joints for label in labels]),
+        torch.cat([label.joints_2d for label in labels]),
+        torch.cat([label.rotations for label in labels]),
+        torch.cat([label.shape for label in labels]),
+    )
+    return KeptFeatures(cut, features, joined, torch.cat(from_source))
+
+
+def _check_mixing(count: int, source: int, share: float) -> None:
+    if (share > 0 and source == 0) or (0 <= share < 1 and source == count):
+        raise ConfigError(
+            f"fine-tuning source_share={share} cannot be had from {source} source images and "
+            f"{count - source} others.",
+            "Use finetune.source_share=-1, which takes images as often as there are of each kind.",
+        )
 
 
 def _advance(estimator: PoseEstimator, kept: KeptFeatures, cut: str) -> Tensor:  # [N, ...] float16
@@ -214,7 +301,7 @@ def _advance(estimator: PoseEstimator, kept: KeptFeatures, cut: str) -> Tensor: 
         return kept.features
     device = next(estimator.parameters()).device
     parts = []
-    with torch.no_grad():
+    with torch.no_grad(), _mode(estimator, []):
         for part in kept.features.split(_FEATURE_BATCH):
             value = estimator.stem(part.to(device).float(), cut, kept.cut)
             parts.append(value.half().cpu())
@@ -235,13 +322,6 @@ def _room(shape: torch.Size, count: int, max_mb: int, cut: str) -> Tensor:
 # --- offline: training ----------------------------------------------------------------------------
 
 
-def _loss(
-    predicted: Tensor,  # [B, 12, 3] mid-hip at 0
-    true: Tensor,  # [B, 12, 3] mid-hip at 0
-) -> Tensor:
-    return (predicted - true).abs().mean()
-
-
 def _schedule(step: int, stage: FineTuneStageConfig) -> float:
     """Linear warm-up, then a cosine to zero; a factor of the learning rate."""
     warm = min(1.0, (step + 1) / (stage.warm_up + 1))
@@ -258,18 +338,57 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
         waiting = waiting[size:]
 
 
+def _mixed_batches(
+    source: Tensor,  # [N] bool
+    size: int,
+    share: float,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:
+    """Endless batches of row numbers, that share of each from the source; -1: as they come."""
+    wanted = round(share * size)
+    if share < 0 or wanted in (0, size):
+        rows = torch.arange(len(source)) if share < 0 else (source == (wanted > 0)).nonzero()[:, 0]
+        for batch in _batches(len(rows), size, generator):
+            yield rows[batch]
+    kinds = [(source.nonzero()[:, 0], wanted), ((~source).nonzero()[:, 0], size - wanted)]
+    parts = [(rows, _batches(len(rows), count, generator)) for rows, count in kinds]
+    while True:
+        yield torch.cat([rows[next(order)] for rows, order in parts])
+
+
 @contextmanager
-def _open_for_training(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Lets gradients reach the parameters inside the block; restores what was before."""
+def _open_for_training(
+    estimator: PoseEstimator, parameters: list[nn.Parameter], update_batch_norm: bool = False
+) -> Iterator[None]:
+    """Training mode, with gradients for the parameters, inside the block; restores what was."""
     before = [parameter.requires_grad for parameter in parameters]
+    with _mode(estimator, parameters if update_batch_norm else []):
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter, was in zip(parameters, before, strict=True):
+                parameter.requires_grad_(was)
+                parameter.grad = None
+
+
+@contextmanager
+def _mode(estimator: PoseEstimator, updated: list[nn.Parameter]) -> Iterator[None]:
+    """Training mode without dropout; only the BatchNorm layers of these parameters adapt."""
+    before = {module: module.training for module in estimator.modules()}
+    adapting = {id(parameter) for parameter in updated}
     try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+        estimator.train()
+        for module in estimator.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(id(module.weight) in adapting)
+            elif isinstance(module, nn.Dropout):
+                module.eval()
         yield
     finally:
-        for parameter, was in zip(parameters, before, strict=True):
-            parameter.requires_grad_(was)
-            parameter.grad = None
+        for module, was in before.items():
+            module.training = was
 
 
 # --- online ---------------------------------------------------------------------------------------
@@ -283,14 +402,22 @@ class FineTuner:
 
     Args:
         estimator: trained in place.
-        config: online_cut and online_learning_rate.
+        config: online_cut, online_learning_rate, losses, max_gradient_norm. BatchNorm statistics
+            stay frozen.
         reduce: averages the gradients over processes; without it they are used as they are.
+        body: of the people that the samples show; the shape loss needs "smpl".
     """
 
     def __init__(
-        self, estimator: PoseEstimator, config: FineTuneConfig, reduce: ReduceFn | None = None
+        self,
+        estimator: PoseEstimator,
+        config: FineTuneConfig,
+        reduce: ReduceFn | None = None,
+        body: str = "",
     ) -> None:
         self.estimator = estimator
+        self.config = config
+        self.body = body
         self.cut = config.online_cut
         self.reduce = reduce
         self.steps = 0
@@ -307,7 +434,7 @@ class FineTuner:
             }
 
     def step(self, samples: Samples) -> float:
-        """One update; the loss before it, in metres per coordinate.
+        """One update; the loss before it.
 
         A gradient that is not finite (in any process) changes nothing and is counted in `skipped`.
 
@@ -317,16 +444,16 @@ class FineTuner:
         check_samples(self.estimator, samples)
         device = self._parameters[0].device
         images = samples.images.to(device).float() / 255
-        with torch.no_grad():
-            features = self.estimator.stem(images, self.cut)
-        with _open_for_training(self._parameters):
+        labels = labels_of(samples).to(device)
+        with _open_for_training(self.estimator, self._parameters):
+            with torch.no_grad():
+                features = self.estimator.stem(images, self.cut)
             estimate = self.estimator.head(features, self.cut)
-            predicted = limb_joints(estimate, self.estimator.joint_names)
-            loss = _loss(predicted, centred(samples.joints.to(device).float()))
+            loss = estimate_loss(self.estimator, estimate, labels, self.config.losses, self.body)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.reduce is not None:
                 self.reduce([p.grad for p in self._parameters if p.grad is not None])
-            norm = nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_gradient_norm)
             if torch.isfinite(norm):
                 self._optimizer.step()
             else:

@@ -1,42 +1,135 @@
-"""Estimators by name."""
+"""Estimators by name.
+
+The modules of SPIN and HybrIK are imported when one is loaded: torchvision and timm take 200 MB of
+memory, which every process would pay.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
-from posegen_ray.config import EstimatorConfig
-from posegen_ray.errors import ConfigError
+from posegen_ray.body.smpl_files import LICENCE, find_smpl_file, read_smpl_file
+from posegen_ray.config import ESTIMATORS, EstimatorConfig
+from posegen_ray.errors import AssetError, CheckpointError, ConfigError
 from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.estimators.blazepose import BlazePose, load_blazepose
-from posegen_ray.estimators.crop import CropSpec
+from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP, CropSpec
 
-_BUILDERS: dict[str, Callable[[EstimatorConfig], PoseEstimator]] = {
-    "blazepose": lambda config: load_blazepose(config.variant),
+_CROPS: dict[str, CropSpec] = {
+    "blazepose": BlazePose.crop,
+    "spin": SPIN_CROP,
+    "hybrik_res34": HYBRIK_CROP,
+    "hybrik_w48": HYBRIK_CROP,
+}
+_SOURCES = {
+    "spin": "SPIN's comes from https://github.com/nkolot/SPIN (research only)",
+    "hybrik_res34": "HybrIK's come from https://github.com/Jeff-sjtu/HybrIK (see its licence)",
+    "hybrik_w48": "HybrIK's come from https://github.com/Jeff-sjtu/HybrIK (see its licence)",
 }
 
-_CROPS: dict[str, CropSpec] = {"blazepose": BlazePose.crop}
 
+def load_estimator(
+    kind: str,
+    checkpoint: str | Path | None = None,
+    smpl: str | Path | None = None,
+    *,
+    variant: str = "full",
+    flip_test: bool = True,
+) -> PoseEstimator:
+    """A pre-trained estimator, for evaluation; its parameters are frozen.
 
-def load_estimator(config: EstimatorConfig) -> PoseEstimator:
-    """The pre-trained estimator that the configuration names; its parameters are frozen.
+    Args:
+        kind: blazepose | spin | hybrik_res34 | hybrik_w48.
+        checkpoint: the published file (not for blazepose, which is fetched).
+        smpl: the folder of SMPL's files; hybrik_* need it, spin gives no joints without it.
+        variant: of blazepose: lite | full | heavy.
+        flip_test: hybrik_*: also ask for the mirrored image.
 
     Raises:
         ConfigError: there is no such kind.
-        AssetError: its file cannot be fetched.
+        AssetError: a file is missing or cannot be fetched.
+        CheckpointError: the checkpoint is missing, damaged, or another estimator's.
     """
-    _check(config)
-    return _BUILDERS[config.kind](config)
+    _check(kind)
+    if kind == "blazepose":
+        return load_blazepose(variant)
+    check_files(kind, checkpoint, smpl)
+    assert checkpoint is not None
+    if kind == "spin":
+        from posegen_ray.estimators.spin import load_spin
+
+        if smpl is None:
+            return load_spin(Path(checkpoint))
+        from posegen_ray.body.smpl import load_smpl_body, smpl_origin  # needs smplx
+
+        return load_spin(Path(checkpoint), load_smpl_body(smpl), smpl_origin(smpl))
+    from posegen_ray.estimators.hybrik import load_hybrik
+
+    assert smpl is not None
+    found = find_smpl_file(smpl, "neutral")
+    assert found is not None
+    return load_hybrik(kind, Path(checkpoint), read_smpl_file(found), flip_test)
+
+
+def build_estimator(config: EstimatorConfig) -> PoseEstimator:
+    """The pre-trained estimator that the configuration names.
+
+    Raises:
+        as `load_estimator`.
+    """
+    return load_estimator(
+        config.kind,
+        config.checkpoint or None,
+        config.smpl_folder or None,
+        variant=config.variant,
+        flip_test=config.flip_test,
+    )
+
+
+def check_files(kind: str, checkpoint: str | Path | None, smpl: str | Path | None) -> None:
+    """Whether the user's files for an estimator are there; opens none of them.
+
+    Raises:
+        CheckpointError: no checkpoint, with where it comes from.
+        AssetError: no SMPL file, with where it is licensed.
+    """
+    if kind not in _SOURCES:
+        return
+    if checkpoint is None or not Path(checkpoint).is_file():
+        said = "is not named" if checkpoint is None else f"{str(checkpoint)!r} is no file"
+        raise CheckpointError(
+            f"The checkpoint of estimator={kind} {said}.",
+            f"Set estimator.checkpoint=FILE. {_SOURCES[kind]}.",
+        )
+    if smpl is None and kind == "spin":
+        return
+    if not smpl or find_smpl_file(smpl, "neutral") is None:
+        said = "is not set" if not smpl else f"{str(smpl)!r} holds no SMPL_NEUTRAL.pkl (.npz)"
+        raise AssetError(
+            f"estimator={kind} needs SMPL's files, but estimator.smpl_folder {said}.",
+            f"{LICENCE} Set estimator.smpl_folder=FOLDER (or body.smpl_folder, its default).",
+        )
+
+
+def check_estimator(config: EstimatorConfig) -> None:
+    """Whether the estimator can take part in training and tests, which measure joints.
+
+    Raises:
+        ConfigError, CheckpointError, AssetError: as `load_estimator`; also for SPIN without SMPL.
+    """
+    _check(config.kind)
+    check_files(config.kind, config.checkpoint or None, config.smpl_folder)
 
 
 def crop_spec(config: EstimatorConfig) -> CropSpec:
     """The crop that the estimator wants, without loading it."""
-    _check(config)
+    _check(config.kind)
     return _CROPS[config.kind]
 
 
-def _check(config: EstimatorConfig) -> None:
-    if config.kind not in _BUILDERS:
+def _check(kind: str) -> None:
+    if kind not in ESTIMATORS:
         raise ConfigError(
-            f"estimator.kind={config.kind!r} is not an estimator.",
-            f"Choose one of: {', '.join(_BUILDERS)}.",
+            f"estimator.kind={kind!r} is not an estimator.",
+            f"Choose one of: {', '.join(ESTIMATORS)}.",
         )

@@ -63,6 +63,7 @@ class Generated:
     residual: Tensor  # [B, 24, 3] in (-1, 1): change of the base pose, in bounds; 0 in noise mode
     prior_residual: Tensor  # [B, 24, 3] the same before learning
     subject_log_probability: Tensor  # [B] for a score-function gradient to the choice
+    log_probability: Tensor  # [B] of what was tried, up to a constant; 0 where nothing was
 
 
 Screen = Callable[[Proposal], Tensor]
@@ -192,8 +193,23 @@ class Generator(nn.Module):
             torch.rand(count, generator=rng),
         )
 
-    def forward(self, latent: Latent) -> Generated:
-        """Latents -> proposals. Differentiable in the weights."""
+    @property
+    def num_actions(self) -> int:
+        """How many numbers decide on pose and camera: those that `forward` adds noise to."""
+        return self.pose_head.out_features + self.camera_head.out_features
+
+    def forward(
+        self,
+        latent: Latent,
+        noise: Tensor | None = None,  # [B, num_actions] standard normal
+        spread: float = 1.0,
+    ) -> Generated:
+        """Latents -> proposals. Differentiable in the weights.
+
+        Args:
+            noise, spread: what is added to the numbers that decide on pose and camera, to try
+                what lies around them; `log_probability` says how likely the sums were.
+        """
         config = self.config
         base = latent.base
         unit = latent.unit.clamp(1e-3, 1 - 1e-3)
@@ -204,7 +220,13 @@ class Generator(nn.Module):
             upright = _without_heading(base.rotations)
             inputs += [to_6d(upright).flatten(1), latent.turn.flatten(1)]
         hidden = self.trunk(torch.cat(inputs, 1))
-        raw = self.pose_head(hidden)
+        raw, camera = self.pose_head(hidden), self.camera_head(hidden)
+        log_probability = raw.new_zeros(len(latent))
+        if noise is not None:
+            decided = torch.cat([raw, camera], 1)
+            tried = decided + spread * noise
+            log_probability = -((tried.detach() - decided) / spread).square().sum(1) / 2
+            raw, camera = tried.split([raw.shape[1], camera.shape[1]], 1)
         if config.mode == "residual":
             shift = config.residual_shift * torch.tanh(raw.unflatten(-1, (NUM_JOINTS, 3)))
             prior_residual = torch.tanh(config.residual_prior * latent.turn)
@@ -215,7 +237,7 @@ class Generator(nn.Module):
             residual = prior_residual = raw.new_zeros(len(latent), NUM_JOINTS, 3)
             rotations = from_6d(raw.unflatten(-1, (NUM_JOINTS, 6)))
             poses = PoseBatch(rotations, base.translation)
-        shift = torch.tanh(self.camera_head(hidden))
+        shift = torch.tanh(camera)
         moved = torch.sigmoid(torch.logit(unit) + config.camera_shift * shift)
         # the azimuth is a circle: a shift may carry it past its ends, up to half a turn
         limit = min(0.5, config.camera_shift / 4)
@@ -227,7 +249,14 @@ class Generator(nn.Module):
         subjects, subject_log_probability = self._subjects(latent.subject)
         proposal = Proposal(poses, view, subjects)
         return Generated(
-            proposal, latent, moved, shift, residual, prior_residual, subject_log_probability
+            proposal,
+            latent,
+            moved,
+            shift,
+            residual,
+            prior_residual,
+            subject_log_probability,
+            log_probability,
         )
 
     def sample(self, count: int, rng: torch.Generator) -> Proposal:

@@ -59,6 +59,24 @@ def feedback_payment(
     return rise - config.overshoot * soft * F.softplus((place - 1 - soft) / soft)
 
 
+def scored(
+    payments: Tensor,  # [B]
+    expected: Tensor,  # [B] by the critic; differentiable in the proposals
+    log_probability: Tensor,  # [B] of what was tried
+    scale: float,
+) -> Tensor:  # [B] the payments, with an estimate of their gradient that needs none of theirs
+    """Score function with a critic as control variate (Grathwohl et al. 2018, LAX).
+
+    What was paid beyond the critic's expectation, less the mean of the others, weighs the score;
+    the expectation itself has a gradient. `scale` sets how much the scores count beside it.
+    """
+    surplus = (payments - expected).detach()
+    if len(surplus) > 1:
+        surplus = surplus - (surplus.sum() - surplus) / (len(surplus) - 1)
+    surrogate = scale * surplus * log_probability + expected
+    return payments.detach() + surrogate - surrogate.detach()
+
+
 def diversity(
     generated: Generated,
     kept: float = 0.9,

@@ -21,7 +21,7 @@ from posegen_ray.estimators.blazepose import (
 
 @pytest.fixture(scope="module")
 def estimator() -> BlazePose:
-    return load_estimator(EstimatorConfig())
+    return load_estimator("blazepose")
 
 
 def pictures() -> torch.Tensor:  # [3, 3, 256, 256]
@@ -61,7 +61,7 @@ def test_agrees_with_the_litert_runtime(variant):
 
 def test_gradient_to_the_image_agrees_with_finite_differences(estimator):
     image = pictures()[:1].double()
-    twin = load_estimator(EstimatorConfig()).double()
+    twin = load_estimator("blazepose").double()
     generator = torch.Generator().manual_seed(1)
     image.requires_grad_()
     weight = torch.randn(12, 3, generator=generator).double()
@@ -163,9 +163,9 @@ def test_the_joint_map_is_symmetric_and_stays_obvious_under_a_strong_ridge():
 
 
 def test_the_joint_map_is_saved_with_the_weights(estimator):
-    twin = load_estimator(EstimatorConfig())
+    twin = load_estimator("blazepose")
     twin.set_joint_map(true_map())
-    other = load_estimator(EstimatorConfig())
+    other = load_estimator("blazepose")
     other.load_state_dict(twin.state_dict())
     assert torch.equal(other.joint_map, true_map())
 
@@ -186,6 +186,6 @@ def test_a_missing_file_is_said(tmp_path):
 
 def test_unknown_estimators_are_refused():
     with pytest.raises(ConfigError, match=r"estimator\.kind='openpose'.*blazepose"):
-        load_estimator(EstimatorConfig(kind="openpose"))
+        load_estimator("openpose")
     with pytest.raises(ConfigError, match=r"estimator\.variant='huge'"):
         EstimatorConfig(variant="huge")

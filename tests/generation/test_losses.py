@@ -14,6 +14,7 @@ from posegen_ray.generation.losses import (
     diversity,
     feedback_payment,
     joint_errors,
+    scored,
 )
 
 BAND = FeedbackConfig(band_low=1.0, band_high=2.0)
@@ -100,3 +101,17 @@ def test_cameras_spread_is_one_for_the_prior_and_free_above_the_floor() -> None:
 def test_impossible_feedback_is_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"feedback"):
         FeedbackConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_scored_payments_have_the_gradient_of_their_expectation() -> None:
+    """Of E[-(a - 1)^2] for a ~ N(mean, 0.5^2): the mean of many estimates is 2 (1 - mean)."""
+    mean = torch.tensor(0.2, requires_grad=True)
+    noise = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    tried = mean + 0.5 * noise
+    payments = -(tried.detach() - 1).square()
+    log_probability = -((tried.detach() - mean) / 0.5).square() / 2
+    for expected in (0.0 * tried, 0.7 * tried, -(tried - 1).square()):  # none, rough, exact
+        value = scored(payments, expected, log_probability, 1.0)
+        assert torch.allclose(value, payments, atol=1e-5)
+        (slope,) = torch.autograd.grad(value.mean(), mean, retain_graph=True)
+        assert float(slope) == pytest.approx(1.6, abs=0.02)

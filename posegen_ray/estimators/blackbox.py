@@ -1,0 +1,66 @@
+"""An estimator that can only be asked: any function from images to joints.
+
+No gradient leads from its answer to the image, so the generator learns from it by score functions
+(`feedback.estimator_gradient`); fine-tuning is left to whoever has its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from posegen_ray.estimators.base import Estimate, PoseEstimator
+from posegen_ray.estimators.crop import CropSpec
+
+# images [B, 3, S, S] RGB in [0, 1] -> joints [B, J, 3] metres, crop-camera axes
+AnswerFn = Callable[[Tensor], Tensor | np.ndarray]
+
+
+class BlackBox(PoseEstimator):
+    """Wraps a function; its answer is taken as it is, without gradients.
+
+    Args:
+        function: images [B, 3, S, S], RGB in [0, 1] on the CPU -> joints [B, J, 3] in metres, in
+            the axes of the crop's camera (x right, y down, z forward); anywhere in depth.
+        joint_names: J names of joints of the common skeleton; all 12 limb joints are needed.
+        crop: what the function wants to see.
+        name: for tables.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        function: AnswerFn,
+        joint_names: tuple[str, ...],
+        crop: CropSpec,
+        name: str = "black box",
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.joint_names = joint_names
+        self.crop = crop
+        self.input_size = crop.size
+        self.name = name
+
+    @torch.no_grad()
+    def forward(
+        self,
+        images: Tensor,  # [B, 3, S, S] RGB in [0, 1]
+    ) -> Estimate:
+        """The function's joints.
+
+        Raises:
+            ValueError: it answers another shape.
+        """
+        joints = torch.as_tensor(self.function(images.detach().cpu())).to(images)
+        expected = (len(images), len(self.joint_names), 3)
+        if joints.shape != expected:
+            raise ValueError(
+                f"{self.name} answers {tuple(joints.shape)} for {len(images)} images; with its "
+                f"{len(self.joint_names)} joint_names it should be {expected}."
+            )
+        return Estimate(joints)
