@@ -33,7 +33,10 @@ usage: posegen <command> [key=value ...]
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
   train      adversarial training of the generator alone
   generate   draw labelled images from a trained run (run=DIR n=100 out=DIR)
-  evaluate   test the estimators of a run again (run=DIR)
+  evaluate   test the estimators of a run again (run=DIR), or an estimator, or those of a run, on a
+             public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR)
+  experiment several estimators before and after, on public test sets (experiment=paper
+             estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
   report     write a run's report.html again (run=DIR)
   doctor     what is there, what is missing, and what each thing is needed for
 
@@ -137,13 +140,28 @@ def generate(arguments: Sequence[str]) -> int:
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    """Tests a run's estimators again, from their checkpoints."""
+    """Tests a run's estimators again, from their checkpoints; with dataset=, on a public set."""
     from posegen_ray.experiment import run_evaluation
 
     config, console = _settings(arguments)
+    if config.dataset.name:
+        from posegen_ray.public_sets import run_public_evaluation
+
+        print(run_public_evaluation(config, console))
+        return 0
     run, config = _open_run(config)
     with _backend(config, run, console) as backend:
         print(run_evaluation(config, run, backend, console))
+    return 0
+
+
+def experiment(arguments: Sequence[str]) -> int:
+    """The paper's table: estimators before and after PoseGen, on public test sets."""
+    from posegen_ray.console import Console
+    from posegen_ray.paper import run_paper
+
+    console = Console()
+    print(run_paper(arguments, lambda config, at: _backend(config, at, console), console))
     return 0
 
 
@@ -176,6 +194,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
     "generate": generate,
     "evaluate": evaluate,
+    "experiment": experiment,
     "report": report,
     "doctor": doctor,
 }

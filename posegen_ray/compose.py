@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -20,6 +21,7 @@ from posegen_ray.config import RunConfig
 from posegen_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+_DICTS = {field.name for field in fields(RunConfig) if str(field.type).startswith("dict[")}
 
 
 def conf_folder() -> Path:
@@ -45,7 +47,7 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            composed = compose("config", overrides=list(overrides))
+            composed = compose("config", overrides=[_may_be_new(o) for o in overrides])
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error
@@ -54,6 +56,11 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
         _raise_clear(cause, overrides)
     assert isinstance(config, RunConfig)
     return config
+
+
+def _may_be_new(override: str) -> str:
+    """Entries of a dict (checkpoints.spin=…) need not be there already, as Hydra has it."""
+    return f"++{override}" if override.split(".")[0] in _DICTS else override
 
 
 def dump_config(config: RunConfig, path: Path) -> None:
@@ -99,6 +106,8 @@ def _raise_clear(error: Exception, overrides: Sequence[str]) -> None:
     known = known_keys()
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
+        if key.split(".")[0] in _DICTS:
+            continue
         if key not in known and not (conf_folder() / key).is_dir():
             near = difflib.get_close_matches(key, known, 3, 0.5)
             hint = f"Did you mean {' or '.join(near)}?" if near else "See conf/ for all keys."

@@ -49,8 +49,9 @@ PACKAGES = {
     "nerfacc": "the reference renderer",
     "torchvision": "estimator=spin, hybrik_*",
     "timm": "estimator=hybrik_*",
-    "av": "videos in posegen convert (pip install 'posegen-ray[captures]')",
-    "h5py": "PeopleSnapshot in posegen convert (the same extra)",
+    "av": "videos in posegen convert, SURREAL, Human3.6M (pip install 'posegen-ray[captures]')",
+    "h5py": "PeopleSnapshot, MPI-INF-3DHP, Human3.6M (the same extra)",
+    "cdflib": "Human3.6M in posegen evaluate (pip install 'posegen-ray[public-sets]')",
     "smplx": "body=smpl (non-commercial licence, see docs/licences.md)",
 }
 

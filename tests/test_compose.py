@@ -3,7 +3,7 @@
 import pytest
 
 from posegen_ray.compose import compose_config, dump_config, known_keys, read_config
-from posegen_ray.config import ExperimentConfig, RunConfig
+from posegen_ray.config import PUBLIC_SETS, ExperimentConfig, RunConfig
 from posegen_ray.errors import ConfigError
 
 
@@ -65,3 +65,19 @@ def test_known_keys_reach_into_every_section():
 def test_dataclass_rules_hold_without_yaml():
     with pytest.raises(ConfigError, match="joint_map_images"):
         ExperimentConfig(joint_map_images=0)
+
+
+def test_entries_of_a_dict_may_be_new():
+    config = compose_config(
+        ["experiment=paper", "checkpoints.spin=/a/spin.pt", "trained_on_3dpw.hybrik_w48=true"]
+    )
+    assert config.checkpoints == {"spin": "/a/spin.pt"}
+    assert config.trained_on_3dpw == {"spin": False, "hybrik_w48": True}
+    with pytest.raises(ConfigError, match="trained_on_3dpw"):
+        compose_config(["trained_on_3dpw.spin=perhaps"])
+
+
+def test_every_public_set_has_its_settings():
+    for name in PUBLIC_SETS:
+        assert compose_config([f"dataset={name}"]).dataset.name == name
+    assert compose_config([]).dataset.name == ""

@@ -57,6 +57,32 @@ LIMB_JOINT_NAMES: tuple[str, ...] = (
 LIMB_JOINTS: tuple[int, ...] = tuple(JOINT[name] for name in LIMB_JOINT_NAMES)
 
 
+# the 17 joints that SPIN's J_regressor_h36m makes of SMPL's vertices, in its rows' order
+H36M_JOINT_NAMES: tuple[str, ...] = (
+    "pelvis",
+    "left_hip",
+    "left_knee",
+    "left_ankle",
+    "right_hip",
+    "right_knee",
+    "right_ankle",
+    "spine",
+    "neck",
+    "jaw",
+    "head_top",
+    "left_shoulder",
+    "left_elbow",
+    "left_wrist",
+    "right_shoulder",
+    "right_elbow",
+    "right_wrist",
+)
+# 14 of them, named and ordered as in the Leeds Sports Poses: what 3DPW and Human3.6M report on
+LSP_JOINT_NAMES: tuple[str, ...] = tuple(
+    H36M_JOINT_NAMES[row] for row in (6, 5, 4, 1, 2, 3, 16, 15, 14, 11, 12, 13, 8, 10)
+)
+
+
 def mirrored(names: tuple[str, ...]) -> tuple[int, ...]:
     """Index of each name's left/right counterpart (itself for joints on the midline)."""
 

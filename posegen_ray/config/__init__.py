@@ -11,6 +11,11 @@ from __future__ import annotations
 from posegen_ray.config.body import (
     BodyConfig,
 )
+from posegen_ray.config.datasets import (
+    JOINT_SETS,
+    PUBLIC_SETS,
+    DatasetConfig,
+)
 from posegen_ray.config.estimators import (
     ESTIMATORS,
     EstimatorConfig,
@@ -64,6 +69,7 @@ __all__ = [
     "CAPTURE_FORMATS",
     "CameraRangeConfig",
     "ConvertConfig",
+    "DatasetConfig",
     "DiscriminatorConfig",
     "ESTIMATORS",
     "EstimatorConfig",
@@ -76,7 +82,9 @@ __all__ = [
     "FitConfig",
     "GeneratorConfig",
     "LossConfig",
+    "JOINT_SETS",
     "MotionConfig",
+    "PUBLIC_SETS",
     "RegionConfig",
     "RenderServerConfig",
     "RendererConfig",

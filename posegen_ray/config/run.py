@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from posegen_ray.config.body import BodyConfig
+from posegen_ray.config.datasets import DatasetConfig
 from posegen_ray.config.estimators import EstimatorConfig, FineTuneConfig
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
 from posegen_ray.config.generation import (
@@ -36,7 +37,16 @@ class RunConfig:
     capture: str = ""  # fit: the capture folder
     # fit: several side by side, each a capture folder or a person of subject.source
     subjects: list[str] = field(default_factory=list)
-    out: str = ""  # convert, fit, generate: where the result goes
+    out: str = ""  # convert, fit, generate, evaluate dataset=…: where the result goes
+    # evaluate dataset=…: the test set's folder; experiment: holds one folder (or link) a test set,
+    # of its name
+    data_root: str = ""
+    # experiment: names under conf/estimator and conf/dataset
+    estimators: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    checkpoints: dict[str, str] = field(default_factory=dict)  # experiment: an estimator's file
+    # experiment: whether an estimator's checkpoint was trained on 3DPW; it cannot be told from it
+    trained_on_3dpw: dict[str, bool] = field(default_factory=dict)
     n: int = 100  # generate: how many images
     body: BodyConfig = field(default_factory=BodyConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
@@ -44,6 +54,7 @@ class RunConfig:
     subject: SubjectsConfig = field(default_factory=SubjectsConfig)
     renderer: RendererConfig = field(default_factory=RendererConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)

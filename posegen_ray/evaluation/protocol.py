@@ -81,7 +81,8 @@ def evaluate(
         DataError: lengths that differ, unknown set names, NaN or Inf.
     """
     check_sets(sets, len(samples))
-    errors = metrics.joint_errors(predictions, samples.joints)
+    predictions, truth = predictions.cpu(), samples.joints.cpu()
+    errors = metrics.joint_errors(predictions, truth)
     view = samples.view.detach().cpu().double().numpy()
     return pd.DataFrame(
         {
@@ -93,7 +94,7 @@ def evaluate(
             "elevation": view[:, 1],
             "roll": view[:, 2],
             "mpjpe_mm": errors.mean(1).numpy(),
-            "pa_mpjpe_mm": metrics.pa_mpjpe(predictions, samples.joints).numpy(),
+            "pa_mpjpe_mm": metrics.pa_mpjpe(predictions, truth).numpy(),
             "pck150": metrics.pck(errors).numpy(),
             "auc": metrics.auc(errors).numpy(),
         }

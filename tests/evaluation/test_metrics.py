@@ -122,3 +122,98 @@ def test_bad_input_is_named(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
             measure(predicted[:39], truth)
         with pytest.raises(DataError, match=r"shape \(40, 11, 3\)"):
             measure(predicted[:, :11], truth)
+
+
+def test_any_joint_set_is_centred_at_a_joint_of_its_own(
+    pair: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    predicted, truth = (part[:, :5] for part in pair)
+    names = ("nose", "left_hip", "right_hip", "pelvis", "tail")
+    for root, rows in (("pelvis", [3]), ("mid_hip", [1, 2]), ("tail", [4])):
+        expected = [
+            [
+                1000 * np.linalg.norm((p[j] - p[rows].mean(0)) - (t[j] - t[rows].mean(0)))
+                for j in range(5)
+            ]
+            for p, t in zip(predicted.numpy(), truth.numpy(), strict=True)
+        ]
+        found = metrics.joint_errors(predicted, truth, names, root)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-10)
+        mean = metrics.mpjpe(predicted, truth, names, root)
+        np.testing.assert_allclose(mean.numpy(), np.mean(expected, 1), rtol=1e-10)
+    with pytest.raises(DataError, match="no 'head' to be centred at"):
+        metrics.mpjpe(predicted, truth, names, "head")
+    with pytest.raises(DataError, match=r"shape \(40, 5, 3\), not \[N, 4, 3\]"):
+        metrics.mpjpe(predicted, truth, names[:4], "pelvis")
+
+
+def test_procrustes_takes_any_number_of_joints() -> None:
+    random = np.random.default_rng(5)
+    truth = torch.from_numpy(random.normal(size=(40, 17, 3)))
+    predicted = 0.4 * truth + 0.05 * torch.from_numpy(random.normal(size=truth.shape)) + 2.0
+    expected = []
+    for p, t in zip(predicted.numpy(), truth.numpy(), strict=True):
+        source, target = p - p.mean(0), t - t.mean(0)
+        rotation, scale = orthogonal_procrustes(source, target)
+        assert np.linalg.det(rotation) > 0
+        moved = scale / (source**2).sum() * source @ rotation
+        expected.append(1000 * np.linalg.norm(moved - target, axis=1))
+    found = metrics.aligned_errors(predicted, truth).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    with pytest.raises(DataError, match=r"predictions has shape \(40, 17, 3\), not \[N, 16, 3\]"):
+        metrics.pa_mpjpe(predicted, truth[:, :16])
+
+
+def test_vertex_errors_equal_a_plain_loop() -> None:
+    random = np.random.default_rng(4)
+    a, b = random.normal(size=(2, 3, 50, 3))
+    root_a, root_b = random.normal(size=(2, 3, 3))
+    expected = [
+        1000
+        * np.mean(
+            [np.linalg.norm((a[n, v] - root_a[n]) - (b[n, v] - root_b[n])) for v in range(50)]
+        )
+        for n in range(3)
+    ]
+    tensors = [torch.from_numpy(part) for part in (a, b, root_a, root_b)]
+    np.testing.assert_allclose(metrics.pve(*tensors).numpy(), expected, rtol=1e-12)
+    tensors[1][2, 7, 1] = float("inf")
+    with pytest.raises(DataError, match=r"truth has NaN or Inf in 1 of 3 .*first: 2"):
+        metrics.pve(*tensors)
+
+
+def test_pckh_counts_annotated_joints_within_half_a_head() -> None:
+    truth = torch.zeros(2, 4, 2)
+    predicted = truth.clone()
+    predicted[0, :, 0] = torch.tensor([0.0, 5.0, 5.1, 90.0])  # half of this head is 5 pixels
+    predicted[1, :, 1] = torch.tensor([10.0, 11.0, 0.0, float("nan")])
+    visible = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 0]]).bool()
+    head = torch.tensor([10.0, 20.0])
+    found = metrics.pckh(predicted, truth, head, visible)
+    np.testing.assert_allclose(found.numpy(), [200 / 3, 200 / 3])
+    np.testing.assert_allclose(metrics.pckh(predicted, truth, head, visible, 0.6), [100, 100])
+    with pytest.raises(DataError, match=r"1 of 2 pictures have a head without length .*first: 1"):
+        metrics.pckh(predicted, truth, torch.tensor([10.0, 0.0]), visible)
+    with pytest.raises(DataError, match=r"predictions has NaN or Inf in 1 of 2 .*first: 1"):
+        metrics.pckh(predicted, truth, head, torch.ones_like(visible))
+    with pytest.raises(DataError, match="no annotated joint"):
+        metrics.pckh(predicted, truth, head, torch.zeros_like(visible))
+    with pytest.raises(DataError, match="do not belong together"):
+        metrics.pckh(predicted, truth[:, :3], head, visible)
+
+
+def test_mirrored_points_and_collapsed_ones_of_any_set(
+    pair: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    _, truth = pair
+    three = truth[:, :3]  # a triangle: its mirror image is itself, turned over
+    assert metrics.pa_mpjpe(three * torch.tensor([-1.0, 1, 1]), three).max() < 1e-9
+    collapsed = torch.zeros_like(three)
+    to_centroid = 1000 * (three - three.mean(1, keepdim=True)).norm(dim=-1)
+    torch.testing.assert_close(metrics.aligned_errors(collapsed, three), to_centroid)
+
+
+def test_errors_stay_on_the_device_of_their_input() -> None:
+    joints = torch.zeros(2, 12, 3, device="meta")
+    assert metrics.pck(torch.zeros(2, 12, device="meta")).device.type == "meta"
+    assert metrics.centred(joints).device.type == "meta"

@@ -35,6 +35,7 @@ from torch import Tensor
 from posegen_ray.body import load_body
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import BodyConfig, ConvertConfig
+from posegen_ray.datasets.files import read_image, read_mask, read_video
 from posegen_ray.errors import DataError
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.converters.assembly import (
@@ -46,7 +47,6 @@ from posegen_ray.subjects.converters.assembly import (
     chosen_moments,
     smpl_pose,
 )
-from posegen_ray.subjects.converters.files import read_image, read_mask, read_video
 from posegen_ray.subjects.converters.lens import Lens, opencv_lens
 from posegen_ray.subjects.converters.smpl import GENDERS, load_smpl
 

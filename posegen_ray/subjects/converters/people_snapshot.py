@@ -20,11 +20,11 @@ import torch
 
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.config import BodyConfig, ConvertConfig
+from posegen_ray.datasets.files import as_mask, open_hdf5, read_video
 from posegen_ray.errors import DataError
 from posegen_ray.pickles import load_pickle
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.converters.assembly import Picture, assemble, chosen_moments, smpl_pose
-from posegen_ray.subjects.converters.files import as_mask, open_hdf5, read_video
 from posegen_ray.subjects.converters.lens import Lens, opencv_lens
 from posegen_ray.subjects.converters.smpl import load_smpl
 

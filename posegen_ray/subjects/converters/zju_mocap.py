@@ -21,6 +21,7 @@ import torch
 
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.config import BodyConfig, ConvertConfig
+from posegen_ray.datasets.files import read_image, read_mask
 from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.pickles import load_pickled_array
 from posegen_ray.subjects.capture import Capture
@@ -32,7 +33,6 @@ from posegen_ray.subjects.converters.assembly import (
     chosen_moments,
     smpl_pose,
 )
-from posegen_ray.subjects.converters.files import read_image, read_mask
 from posegen_ray.subjects.converters.lens import Lens, opencv_lens
 from posegen_ray.subjects.converters.smpl import Smpl, load_smpl
 

@@ -1,4 +1,4 @@
-"""Reading pictures, masks, videos and HDF5 files; what is wrong is said with file and frame."""
+"""Reading pictures, masks, videos, MATLAB and HDF5 files; what is wrong is named with its file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from scipy.io import loadmat
 
 from posegen_ray.errors import AssetError, DataError
 
 if TYPE_CHECKING:
+    import av
     import h5py
 
 EXTRA = "pip install 'posegen-ray[captures]'"
@@ -64,26 +66,13 @@ def read_video(
         DataError: the video is missing or damaged, or has another number of frames.
         AssetError: the package `av` is not installed.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise AssetError(f"Reading {path} needs the package av.", f"Install it: {EXTRA}") from error
-    if not path.is_file():
-        raise DataError(f"{path} is missing.", "It holds the pictures.")
     frames: list[np.ndarray] = []
     chosen = set(wanted)
     found = 0
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                if found in chosen:
-                    frames.append(frame.to_ndarray(format="rgb24"))
-                found += 1
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read after frame {found} ({error}).",
-            "It may be truncated; copy it again.",
-        ) from error
+    for frame in _decoded(path):
+        if found in chosen:
+            frames.append(frame.to_ndarray(format="rgb24"))
+        found += 1
     if found != count:
         raise DataError(
             f"{path} has {found} frames, but {counted} has {count}: frame {min(found, count)} is "
@@ -91,6 +80,69 @@ def read_video(
             "Cut them to the same frames.",
         )
     return frames
+
+
+def video_frames(
+    path: Path,
+    wanted: Sequence[int],  # ascending
+) -> Iterator[np.ndarray]:  # [H, W, 3] uint8 each
+    """Frames of a video, RGB, one at a time; what comes after the last one is not decoded.
+
+    Raises:
+        DataError: the video is missing or damaged, or ends before a wanted frame.
+        AssetError: the package `av` is not installed.
+    """
+    waiting = list(reversed(wanted))
+    found = 0
+    for found, frame in enumerate(_decoded(path), 1):
+        if waiting and found - 1 == waiting[-1]:
+            yield frame.to_ndarray(format="rgb24")
+            waiting.pop()
+        if not waiting:
+            return
+    if waiting:
+        raise DataError(
+            f"{path} has {found} frames: frame {waiting[-1]} is missing.",
+            "It may be truncated; copy it again.",
+        )
+
+
+def _decoded(path: Path) -> Iterator[av.VideoFrame]:
+    """All frames of a video."""
+    try:
+        import av
+    except ImportError as error:
+        raise AssetError(f"Reading {path} needs the package av.", f"Install it: {EXTRA}") from error
+    if not path.is_file():
+        raise DataError(f"{path} is missing.", "It holds the pictures.")
+    found = 0
+    try:
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                yield frame
+                found += 1
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read after frame {found} ({error}).",
+            "It may be truncated; copy it again.",
+        ) from error
+
+
+def read_mat(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """The variables of a MATLAB file (before version 7.3, which is HDF5).
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return dict(loadmat(str(path), appendmat=False, variable_names=names))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing.", "Is the download complete?") from error
+    except Exception as error:  # scipy raises half a dozen kinds for damaged files
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}: {error}).",
+            "It may be truncated; copy it again.",
+        ) from error
 
 
 @contextmanager
