@@ -32,7 +32,9 @@ usage: posegen <command> [key=value ...]
   fit        make a subject from a capture folder (capture=DIR; several: subjects=[DIR,DIR])
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
   train      adversarial training of the generator alone
-  generate   draw labelled images from a trained run (run=DIR n=100 out=DIR)
+  generate   labelled images from a trained run (run=DIR n=100 out=DIR
+             format=folder|parquet|webdataset|spin|bedlam); goes on where it was interrupted
+  dataset    show DIR: pictures of such a set with its labels drawn (n=9 out=FILE.png)
   evaluate   test the estimators of a run again (run=DIR), or an estimator, or those of a run, on a
              public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR)
   experiment several estimators before and after, on public test sets (experiment=paper
@@ -139,6 +141,24 @@ def generate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def dataset(arguments: Sequence[str]) -> int:
+    """Shows a generated set: some of its images, their labels drawn over them."""
+    from posegen_ray.export import picture_dataset
+
+    words = [word for word in arguments if "=" not in word]
+    settings = [word for word in arguments if "=" in word]
+    if len(words) != 2 or words[0] != "show":
+        raise ConfigError(
+            f"`posegen dataset {' '.join(words)}` is not a command.",
+            "Use `posegen dataset show DIR [n=9] [out=FILE.png]`.",
+        )
+    if not any(word.startswith("n=") for word in settings):
+        settings.append("n=9")
+    config, _ = _settings(settings)
+    print(picture_dataset(Path(words[1]), config.n, config.seed, config.out))
+    return 0
+
+
 def evaluate(arguments: Sequence[str]) -> int:
     """Tests a run's estimators again, from their checkpoints; with dataset=, on a public set."""
     from posegen_ray.experiment import run_evaluation
@@ -193,6 +213,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "subjects": subjects,
     "train": train,
     "generate": generate,
+    "dataset": dataset,
     "evaluate": evaluate,
     "experiment": experiment,
     "report": report,

@@ -43,8 +43,9 @@ from posegen_ray.evaluation.summary import (
     terminal_table,
     write_summary,
 )
+from posegen_ray.export import export_run
 from posegen_ray.local import Backend
-from posegen_ray.run import Run, Seeds
+from posegen_ray.run import Run
 
 # --- run folders --------------------------------------------------------------------------------
 
@@ -91,13 +92,19 @@ def open_run_folder(
 
 
 def open_finished_run(config: RunConfig) -> tuple[Path, RunConfig]:
-    """The run that run= names, and its settings (with this command's runtime, n and out)."""
+    """The run that run= names, and its settings (with what this command says of its own work)."""
     if not config.run:
         raise ConfigError("No run is named.", "Add run=<run folder>, for example run=runs/demo.")
     folder = Path(config.run)
     loaded = read_config(folder / "config.yaml")
     return folder, replace(
-        loaded, run=config.run, n=config.n, out=config.out, runtime=config.runtime
+        loaded,
+        run=config.run,
+        n=config.n,
+        out=config.out,
+        format=config.format,
+        export=config.export,
+        runtime=config.runtime,
     )
 
 
@@ -163,18 +170,9 @@ def run_training(config: RunConfig, folder: Path, backend: Backend, console: Con
 
 
 def run_generation(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:
-    """Draws config.n labelled images from a run's generators into config.out."""
-    from posegen_ray.datasets.folder import write_folder
-
+    """Writes config.n labelled images from a run's generators into config.out."""
     run = Run(config, folder, backend, console)
-    out = Path(config.out or folder / "generated")
-    seed = config.experiment.seeds[0]
-    states = run.trained(seed).generators
-    seeds = Seeds(run.root(seed), "generate")
-    with console.phase("generate", f"drawing {config.n} images"):
-        samples, _ = run.draw("generated", config.n, seeds, states[len(states) // 2 :])
-        write_folder(samples, out)
-    return str(out)
+    return str(export_run(run, Path(config.out or folder / "generated")))
 
 
 def run_evaluation(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:

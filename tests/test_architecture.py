@@ -31,6 +31,7 @@ LAYERS = (
     "people",
     "run",
     "public_sets",
+    "export",
     "experiment",
     "paper",
     "runtime",

@@ -59,6 +59,15 @@ def test_run_must_be_named_and_exist(command, capsys, tmp_path):
     assert "not the configuration of a run" in capsys.readouterr().err
 
 
+def test_dataset_must_be_named_and_exist(capsys, tmp_path):
+    assert main(["dataset", "show"]) == 2
+    assert "dataset show DIR" in capsys.readouterr().err
+    assert main(["dataset", "show", str(tmp_path)]) == 1
+    assert "manifest.json" in capsys.readouterr().err
+    assert main(["generate", "format=coco"]) == 2
+    assert "webdataset" in capsys.readouterr().err
+
+
 def test_run_folder_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert main(["train", "runtime=inprocess", f"run_dir={tmp_path}/file/run"]) == 1

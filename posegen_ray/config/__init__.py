@@ -29,6 +29,10 @@ from posegen_ray.config.experiment import (
     ExperimentConfig,
     TrainingConfig,
 )
+from posegen_ray.config.export import (
+    EXPORT_FORMATS,
+    ExportConfig,
+)
 from posegen_ray.config.generation import (
     CameraRangeConfig,
     DiscriminatorConfig,
@@ -72,9 +76,11 @@ __all__ = [
     "DatasetConfig",
     "DiscriminatorConfig",
     "ESTIMATORS",
+    "EXPORT_FORMATS",
     "EstimatorConfig",
     "EvaluationConfig",
     "ExperimentConfig",
+    "ExportConfig",
     "FeedbackConfig",
     "FieldConfig",
     "FineTuneConfig",

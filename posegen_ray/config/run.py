@@ -8,6 +8,7 @@ from posegen_ray.config.body import BodyConfig
 from posegen_ray.config.datasets import DatasetConfig
 from posegen_ray.config.estimators import EstimatorConfig, FineTuneConfig
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
+from posegen_ray.config.export import EXPORT_FORMATS, ExportConfig
 from posegen_ray.config.generation import (
     DiscriminatorConfig,
     FeedbackConfig,
@@ -47,7 +48,9 @@ class RunConfig:
     checkpoints: dict[str, str] = field(default_factory=dict)  # experiment: an estimator's file
     # experiment: whether an estimator's checkpoint was trained on 3DPW; it cannot be told from it
     trained_on_3dpw: dict[str, bool] = field(default_factory=dict)
-    n: int = 100  # generate: how many images
+    n: int = 100  # generate: how many images; dataset show: how many of them (9 unless told)
+    format: str = "folder"  # generate: folder | parquet | webdataset | spin | bedlam
+    export: ExportConfig = field(default_factory=ExportConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
     motion: MotionConfig = field(default_factory=MotionConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
@@ -70,6 +73,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.n >= 1, f"n={self.n} must be at least 1.", "Ask for at least one image.")
+        require(
+            self.format in EXPORT_FORMATS,
+            f"format={self.format!r} is not a format of generated sets.",
+            f"Choose one of {', '.join(EXPORT_FORMATS)}; docs/datasets.md describes them.",
+        )
         require(
             self.subject.source != "makehuman" or self.body.name == "anny",
             f"subject.source=makehuman cannot dress body.name={self.body.name!r}.",
