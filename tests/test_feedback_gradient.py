@@ -77,7 +77,7 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
     studio = Studio(config, (("fay", str(job.folder)),))
     render = LocalRenderer(config, studio.folders).render_fn()
     estimator = InDoublePrecision(build_estimator(config.estimator))
-    seeds = [1, 2, 3]
+    seeds = [1, 3]  # at 2 the picture lies on one of the network's kinks: a slope with two sides
     proposals, _, _ = propose_valid(studio.random_sampler(), seeds, studio.people, studio.checker)
     backgrounds = seeded_backgrounds("train")(seeds, estimator.crop.size)
 
@@ -97,10 +97,7 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
         analytic.append(gradient[0].double())
         measured.append((there[:PARAMETERS] - there[PARAMETERS:]) / (2 * STEP))
     assert PARAMETERS >= 24
-    # a picture may lie on one of the network's kinks (seed 2 does): the slope then has two sides
-    agree = []
     for ours, slope in zip(analytic, measured, strict=True):
-        cosine = float(torch.nn.functional.cosine_similarity(ours, slope, dim=0))
+        assert torch.nn.functional.cosine_similarity(ours, slope, dim=0) >= 0.95
         large = slope.abs() > slope.abs().median()
-        agree.append(cosine >= 0.95 and bool((ours.sign() == slope.sign())[large].all()))
-    assert sum(agree) >= 2, agree
+        assert (ours.sign() == slope.sign())[large].all()

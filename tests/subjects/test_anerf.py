@@ -172,17 +172,17 @@ def test_gradients_reach_pose_and_camera_through_a_renderer(tmp_path: Path) -> N
 
 def test_a_small_network_learns_the_person() -> None:
     """Better than an empty picture, on pictures that it was not fitted to; the same each time."""
-    capture = capture_of(painted_subject(), frames=16, size=40)
+    capture = capture_of(painted_subject(), frames=12, size=32)
     config = AnerfConfig(
         depth=4,
         width=64,
         samples=16,
         importance=8,
-        steps=160,
+        steps=100,
         pictures=1,
         rays=96,
         learning_rate=2e-3,
-        half_life=80,
+        half_life=50,
     )
     subject = fit_subject(capture, capsule_body(), FieldConfig("anerf", config), FitConfig(), 0)
     empty = replace(config, steps=1)
