@@ -121,6 +121,7 @@ def fit_with_ray(
         TrainingError: the workers failed too often.
     """
     import ray.train
+    from ray import cloudpickle
     from ray.train.torch import TorchConfig, TorchTrainer
 
     storage = storage if "://" in storage else str(Path(storage).absolute())
@@ -132,7 +133,8 @@ def fit_with_ray(
     share = config.train_resources
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"loop": loop, "threads": config.threads},
+        # as bytes: the controller, which only passes it on, need not import all that it uses
+        train_loop_config={"loop": cloudpickle.dumps(loop), "threads": config.threads},
         torch_config=TorchConfig(backend="nccl" if share.num_gpus > 0 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.train_workers,
@@ -182,10 +184,12 @@ class _Refusal:
 
 
 def _work(settings: dict[str, Any]) -> Any:
+    from ray import cloudpickle
+
     torch.set_num_threads(settings["threads"])
     context = RayContext()
     try:
-        return settings["loop"].run(context)
+        return cloudpickle.loads(settings["loop"]).run(context)
     except PosegenError as error:
         if context.world_size == 1:  # with peers waiting, only a failure of the group frees them
             return _Refusal(error)
