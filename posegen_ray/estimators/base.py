@@ -59,6 +59,17 @@ class PoseEstimator(nn.Module, ABC):
     ) -> Estimate:
         """The estimate for each image."""
 
+    def in_picture(
+        self,
+        images: Tensor,  # [B, 3, S, S] RGB in [0, 1]
+        offset: Tensor,  # [B, 2] picture's middle -> crop's middle, as a share of the crop's side
+    ) -> Estimate:
+        """As `forward`, told where in its picture each crop lies.
+
+        For estimators that place the person before the picture's camera; others do not ask.
+        """
+        return self(images)  # type: ignore[no-any-return]
+
     def stem(
         self,
         images: Tensor,  # [B, 3, S, S], or the features at `start`

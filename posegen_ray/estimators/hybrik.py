@@ -157,6 +157,9 @@ class HybrIK(PoseEstimator):
         mirror = self.answer(images.flip(-1), WHOLE, flip=True)
         return self.solve(self.averaged(self.answer(images, WHOLE), mirror), offset)
 
+    def in_picture(self, images: Tensor, offset: Tensor) -> Estimate:
+        return self(images, offset)  # type: ignore[no-any-return]
+
     def head(self, features: Tensor, cut: str, offset: Tensor | None = None) -> Estimate:
         return self.solve(self.answer(features, cut), offset)
 

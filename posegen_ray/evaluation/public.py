@@ -157,8 +157,8 @@ def evaluate_public(
     was_training = estimator.training
     estimator.eval()
     with torch.no_grad():
-        for images, frames in _batches(test, batch_size, estimator.input_size):
-            estimate = estimator(images.to(device).float() / 255)
+        for images, offset, frames in _batches(test, batch_size, estimator.input_size):
+            estimate = estimator.in_picture(images.to(device).float() / 255, offset.to(device))
             joints, table = _measured(estimator, estimate, test, frames, meshes)
             rows.append(table)
             advance(len(frames))
@@ -175,15 +175,23 @@ def weights_sha256(estimator: PoseEstimator) -> str:
     return digest.hexdigest()
 
 
-def _batches(test: PublicSet, count: int, size: int) -> Iterator[tuple[Tensor, list[Frame]]]:
-    """Crops [B, 3, size, size] and the frames that they show, whose whole pictures are dropped."""
+def _batches(
+    test: PublicSet, count: int, size: int
+) -> Iterator[tuple[Tensor, Tensor, list[Frame]]]:
+    """Crops [B, 3, size, size], where they lie in their pictures [B, 2] (see `in_picture`), and the
+    frames that they show, whose whole pictures are dropped."""
     dropped = np.empty((0, 0, 3), np.uint8)
     reading = iter(test)
     while frames := [
-        (cropped(frame.pixels, frame.box, size, frame.label), replace(frame, pixels=dropped))
+        (
+            cropped(frame.pixels, frame.box, size, frame.label),
+            torch.tensor(frame.box.offset(frame.pixels.shape[1], frame.pixels.shape[0])),
+            replace(frame, pixels=dropped),
+        )
         for frame in islice(reading, count)
     ]:
-        yield torch.stack([crop for crop, _ in frames]), [frame for _, frame in frames]
+        crops, offsets, rest = zip(*frames, strict=True)
+        yield torch.stack(crops), torch.stack(offsets), list(rest)
 
 
 def _measured(

@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from foreign_pickles import python2_pickle
 from public_files import SIZES, StandIn, h36m_regressor, smplx_points, write_grey, write_smpl
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import DatasetConfig
 from posegen_ray.datasets.public import open_public_set
 from posegen_ray.datasets.public.frames import box_around, cropped
 from posegen_ray.errors import AssetError, ConfigError, DataError
+from posegen_ray.estimators.base import Estimate
 from posegen_ray.evaluation.public import SmplMeshes, evaluate_public
 
 CONFIG = DatasetConfig(name="3dpw")
@@ -286,3 +289,18 @@ def test_crops_are_black_beyond_the_picture() -> None:
     assert crop[:, 25].max() == 0
     with pytest.raises(DataError, match=r"here: the person's box .* shows nothing"):
         cropped(pixels, box_around(np.array([[100.0, 100], [120, 140]]), 1.0), 30, "here")
+
+
+def test_an_estimator_learns_where_in_the_picture_its_crop_lies(root: Path, smpl: Path) -> None:
+    class Asks(StandIn):
+        def in_picture(self, images: Tensor, offset: Tensor) -> Estimate:
+            told.append(offset)
+            return self(images)
+
+    told: list[Tensor] = []
+    test = open_public_set(CONFIG, str(root))
+    joints = np.random.default_rng(0).normal(size=(COUNT, 12, 3))
+    evaluate_public(Asks(LIMB_JOINT_NAMES, joints), test, SmplMeshes(str(smpl)), batch_size=4)
+    # points (10, 20) and (50, 40): a box from 6 to 54 and from 6 to 54, in a picture of 64 x 48
+    expected = torch.tensor([(30 - 32) / 48, (30 - 24) / 48]).expand(len(test), 2)
+    assert torch.allclose(torch.cat(told), expected)

@@ -43,6 +43,17 @@ class Box:
     centre: tuple[float, float]  # x, y
     side: float
 
+    def corners(self) -> tuple[int, int, int, int]:  # left, top, right, bottom
+        """Cut to whole pixels (towards zero), as SPIN's preprocessing does."""
+        (x, y), half = self.centre, self.side / 2
+        return int(x - half), int(y - half), int(x + half), int(y + half)
+
+    def offset(self, width: int, height: int) -> tuple[float, float]:
+        """From the middle of a picture of this size to the box's, as a share of the box's side."""
+        left, top, right, bottom = self.corners()
+        x, y = (left + right - width) / 2, (top + bottom - height) / 2
+        return x / (right - left), y / (bottom - top)
+
 
 @dataclass(frozen=True)
 class SmplPose:
@@ -123,14 +134,11 @@ def cropped(
 ) -> Tensor:  # [3, S, S] uint8
     """The box's part of a picture, black beyond its edges, resampled bilinearly with averaging.
 
-    The corners are cut to whole pixels (towards zero), as SPIN's preprocessing does.
-
     Raises:
         DataError: nothing of the picture is in the box; `label` names the frame.
     """
     height, width = pixels.shape[:2]
-    left, top = (int(middle - box.side / 2) for middle in box.centre)
-    right, bottom = (int(middle + box.side / 2) for middle in box.centre)
+    left, top, right, bottom = box.corners()
     inside = left < right and top < bottom and left < width and top < height
     if not (inside and right > 0 and bottom > 0):
         raise DataError(
