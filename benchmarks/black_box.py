@@ -12,35 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from ai_edge_litert.interpreter import Interpreter
 from feedback import measure, prepare
 
-from posegen_ray.assets import fetch
-from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.compose import compose_config
 from posegen_ray.console import Console
-from posegen_ray.estimators import BlackBox, build_estimator
-from posegen_ray.estimators.blazepose import BlazePose, obvious_joint_map
-
-
-def litert_blazepose() -> BlackBox:
-    """BlazePose full by Google's runtime."""
-    runtime = Interpreter(str(fetch("blazepose-full")), num_threads=1)
-    runtime.allocate_tensors()
-    entry, world = runtime.get_input_details()[0], runtime.get_output_details()[4]
-
-    def answer(images: torch.Tensor) -> np.ndarray:
-        rows = []
-        for image in images:
-            runtime.set_tensor(entry["index"], image.permute(1, 2, 0)[None].numpy())
-            runtime.invoke()
-            landmarks = runtime.get_tensor(world["index"])[0, :99].reshape(33, 3)
-            rows.append(obvious_joint_map().numpy() @ landmarks)
-        return np.stack(rows)
-
-    return BlackBox(answer, LIMB_JOINT_NAMES, BlazePose.crop, "blazepose (LiteRT)")
+from posegen_ray.estimators import build_estimator
+from posegen_ray.estimators.blackbox import litert_blazepose
 
 
 def main(arguments: Sequence[str]) -> None:

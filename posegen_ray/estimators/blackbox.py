@@ -12,7 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from posegen_ray.assets import fetch
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
+from posegen_ray.errors import AssetError
 from posegen_ray.estimators.base import Estimate, PoseEstimator
+from posegen_ray.estimators.blazepose import (
+    NUM_LANDMARKS,
+    WORLD_LANDMARKS,
+    BlazePose,
+    obvious_joint_map,
+)
 from posegen_ray.estimators.crop import CropSpec
 
 # images [B, 3, S, S] RGB in [0, 1] -> joints [B, J, 3] metres, crop-camera axes
@@ -64,3 +73,33 @@ class BlackBox(PoseEstimator):
                 f"{len(self.joint_names)} joint_names it should be {expected}."
             )
         return Estimate(joints)
+
+
+def litert_blazepose() -> BlackBox:
+    """BlazePose full by Google's own runtime: the network of `BlazePose`, without gradients.
+
+    Raises:
+        AssetError: the package ai-edge-litert is not installed, or the file cannot be fetched.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise AssetError(
+            "BlazePose as a black box needs the package ai-edge-litert.",
+            "Install it: pip install ai-edge-litert",
+        ) from error
+    runtime = Interpreter(str(fetch("blazepose-full")), num_threads=1)
+    runtime.allocate_tensors()
+    entry, world = runtime.get_input_details()[0], runtime.get_output_details()[WORLD_LANDMARKS]
+    joint_map = obvious_joint_map().numpy()
+
+    def answer(images: Tensor) -> np.ndarray:
+        rows = []
+        for image in images:
+            runtime.set_tensor(entry["index"], image.permute(1, 2, 0)[None].numpy())
+            runtime.invoke()
+            landmarks = runtime.get_tensor(world["index"]).reshape(-1, 3)[:NUM_LANDMARKS]
+            rows.append(joint_map @ landmarks)
+        return np.stack(rows)
+
+    return BlackBox(answer, LIMB_JOINT_NAMES, BlazePose.crop, "blazepose-full (LiteRT)")

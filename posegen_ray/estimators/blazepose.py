@@ -28,7 +28,7 @@ MIRRORED_LANDMARKS = (
 _HIPS = (23, 24)
 
 # positions in the file's list of outputs
-_WORLD_LANDMARKS, _PRESENCE = 4, 1
+WORLD_LANDMARKS, _PRESENCE = 4, 1
 
 
 class BlazePose(PoseEstimator):
@@ -53,7 +53,7 @@ class BlazePose(PoseEstimator):
     def __init__(self, path: Path, variant: str = "full") -> None:
         super().__init__()
         self.name = f"blazepose-{variant}"
-        self.graph = TFLiteGraph(path, (_WORLD_LANDMARKS, _PRESENCE))
+        self.graph = TFLiteGraph(path, (WORLD_LANDMARKS, _PRESENCE))
         self.graph.requires_grad_(False)
         self.joint_map: Tensor  # [12, 33]
         self.register_buffer("joint_map", obvious_joint_map())

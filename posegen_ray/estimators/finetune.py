@@ -152,9 +152,10 @@ def run_stage(
             if progress is not None:
                 phase = f"{stage.cut}: training"
                 progress(FineTuneProgress(phase, step + 1, stage.steps, loss.item()))
-    with torch.no_grad():
-        for parameter, value in zip(parameters, average, strict=False):
-            parameter.copy_(value)
+    if config.ema:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, average, strict=True):
+                parameter.copy_(value)
 
 
 def estimate_loss(

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from posegen_ray import assets
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import FineTuneConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.estimators import BlackBox, load_estimator, predict
-from posegen_ray.estimators.blazepose import BlazePose, obvious_joint_map
+from posegen_ray.estimators.blackbox import litert_blazepose
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.finetune import finetune
 
@@ -42,25 +41,6 @@ def test_it_cannot_be_fine_tuned_here():
     box = BlackBox(middle, LIMB_JOINT_NAMES, CropSpec(size=16))
     with pytest.raises(ConfigError, match="only its answers are known"):
         finetune(box, make_samples(4), FineTuneConfig(), 0)
-
-
-def litert_blazepose() -> BlackBox:
-    """BlazePose by Google's runtime, which gives no gradients."""
-    module = pytest.importorskip("ai_edge_litert.interpreter")
-    runtime = module.Interpreter(str(assets.fetch("blazepose-full")), num_threads=1)
-    runtime.allocate_tensors()
-    entry, world = runtime.get_input_details()[0], runtime.get_output_details()[4]
-
-    def answer(images: torch.Tensor) -> np.ndarray:
-        rows = []
-        for image in images:
-            runtime.set_tensor(entry["index"], image.permute(1, 2, 0)[None].numpy())
-            runtime.invoke()
-            landmarks = runtime.get_tensor(world["index"])[0, :99].reshape(33, 3)
-            rows.append(obvious_joint_map().numpy() @ landmarks)
-        return np.stack(rows)
-
-    return BlackBox(answer, LIMB_JOINT_NAMES, BlazePose.crop, "blazepose (LiteRT)")
 
 
 def test_blazepose_by_another_runtime_answers_the_same():

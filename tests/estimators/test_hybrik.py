@@ -262,6 +262,21 @@ def test_a_crop_off_the_picture_s_middle_is_seen_from_the_side(smpl):
     assert torch.allclose(placed[0, 0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_joints_seen_from_the_side_are_further_off_by_depth_alone(smpl, flip_test):
+    """x - x0 = uv_x z' - uv_x0 z0': an offset adds its share of the difference in depth."""
+    net = small_res(smpl[1], flip_test)
+    images = torch.rand(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
+    offset = torch.tensor([[0.5, 0.0], [-1.0, 2.0]])
+    with torch.no_grad():
+        middle, side = net(images).joints, net.in_picture(images, offset).joints
+    depth = (middle[..., 2:] - middle[:, :1, 2:]).abs().max()
+    assert depth > 1e-3
+    moved = middle[..., :2] + 0.256 * offset[:, None] * middle[..., 2:]
+    assert torch.allclose(side[..., :2], moved, atol=1e-5)
+    assert torch.equal(side[..., 2], middle[..., 2])
+
+
 def test_every_path_of_the_published_w48_layout_is_used(smpl, tmp_path: Path):
     """A file in the published layout of the large variant loads into it."""
     folder, _ = smpl

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def decode_image(source: bytes | Path) -> Array:  # [H, W, 3] uint8
 # --- formats of image files beside one table of labels ------------------------------------------
 
 
-class ImageFolder:
+class ImageFolder(ABC):
     """Common to the formats that keep images/*.png beside one npz file of all labels.
 
     Until the set is finished each shard's labels wait in `.progress`; 3 KB an image are in memory
@@ -182,9 +183,9 @@ class ImageFolder:
 
     file = "labels.npz"
 
+    @abstractmethod
     def fields(self, names: list[str], labels: Labels, about: About) -> dict[str, Array]:
         """The arrays of the npz file, one row an image, `names` relative to the set's folder."""
-        raise NotImplementedError
 
     def write_shard(
         self, folder: Path, shard: Shard, images: Array, labels: Labels, about: About
