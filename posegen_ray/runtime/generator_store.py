@@ -7,6 +7,7 @@ timing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -50,13 +51,12 @@ class _Versions:
 
     async def wait(self, version: int, seconds: float) -> list[Any]:
         end = time.monotonic() + seconds
-        while version not in self._kept:
-            self._check(version, seconds, end)
-            try:
-                async with self._changed:
-                    await asyncio.wait_for(self._changed.wait(), max(end - time.monotonic(), 0.01))
-            except asyncio.TimeoutError:
-                continue
+        async with self._changed:  # held from look to wait: no publication falls in between
+            while version not in self._kept:
+                self._check(version, seconds, end)
+                left = max(end - time.monotonic(), 0.01)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), left)
         return [self._kept[version]]  # the reference: its reader fetches the arrays
 
     async def versions(self) -> list[int]:

@@ -65,6 +65,9 @@ def sample_stream(
         compute=ray.data.ActorPoolStrategy(size=config.actors),
         num_cpus=config.resources.num_cpus,
         num_gpus=config.resources.num_gpus or None,
+        # In each actor's order: a batch of the next round, begun before one of this round, would
+        # wait for a version that the caller publishes only after this round (Ray Data's default).
+        allow_out_of_order_execution=False,
     )
     # No prefetching: a prefetched batch of the next round would wait for a version that the caller
     # publishes only after this batch. Stream actors draw ahead in any case.
