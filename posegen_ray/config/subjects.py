@@ -11,15 +11,16 @@ from posegen_ray.config.rules import require
 class RegionConfig:
     """The region around the body that a subject's field may fill."""
 
-    shell: float = 0.06  # metres outside the body: wide enough for loose clothes
+    shell: float = 0.2  # metres outside the body: wide enough for skirts; masks cut it down
     inner: float = 0.03  # metres inside the body
     voxel: float = 0.01  # metres, edge of a field cell
 
     def __post_init__(self) -> None:
         require(
-            0.005 <= self.shell <= 0.2 and 0.005 <= self.inner <= 0.2,
-            f"fit.region.shell={self.shell}, fit.region.inner={self.inner} must be 0.005 to 0.2 m.",
-            "Defaults: 0.06 and 0.03.",
+            0.005 <= self.shell <= 0.4 and 0.005 <= self.inner <= 0.2,
+            f"fit.region.shell={self.shell} must be 0.005 to 0.4 m, "
+            f"fit.region.inner={self.inner} 0.005 to 0.2 m.",
+            "Defaults: 0.2 and 0.03.",
         )
         require(
             0.002 <= self.voxel <= self.shell,

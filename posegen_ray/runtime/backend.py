@@ -50,6 +50,7 @@ class RayBackend:
         self._console = console
         self._session = RaySession(config.runtime)
         self._pool: tuple[Folders, RenderPool] | None = None
+        self._workers: list[Any] = []
 
     def __enter__(self) -> RayBackend:
         torch.set_num_threads(self._config.runtime.threads)
@@ -62,9 +63,6 @@ class RayBackend:
                 count = len(subject.names) or len(training_people(self._config))
                 self._console.say(plan(self._config.runtime, free, count).table())
             self._progress = _Progress.options(num_cpus=0).remote()
-            share = self._config.runtime.job_resources
-            worker = _JobWorker.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
-            self._workers = [worker.remote() for _ in range(self._config.runtime.job_workers)]
         except BaseException:
             self._session.__exit__(None, None, None)
             raise
@@ -85,7 +83,7 @@ class RayBackend:
         with self._bar(label, sum(job.size for job in jobs), unit) as advance:
             # long-lived workers: a task's process might be a new one each time, and importing
             # torch and building a studio takes longer than most jobs
-            pool = ActorPool(self._workers)
+            pool = ActorPool(self._job_workers())
             finished = pool.map_unordered(
                 lambda worker, item: worker.run.remote(*item, advance), list(enumerate(jobs))
             )
@@ -107,6 +105,19 @@ class RayBackend:
             worker.rest.remote()
         _give_memory_back()
         return results
+
+    def _job_workers(self) -> list[Any]:
+        if not self._workers:
+            share = self._config.runtime.job_resources
+            worker = _JobWorker.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
+            self._workers = [worker.remote() for _ in range(self._config.runtime.job_workers)]
+        return self._workers
+
+    def _end_job_workers(self) -> None:
+        """A rested worker still holds the libraries' 0.5 GB and its studio's 0.2."""
+        for worker in self._workers:
+            ray.kill(worker)
+        self._workers = []
 
     def share(self, value: Tensor) -> Shared[Tensor]:
         return _InStore(ray.put(value.numpy()))
@@ -132,6 +143,7 @@ class RayBackend:
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
     ) -> TrainingResult:
         training = self._config.training
+        self._end_job_workers()
         store = GeneratorStore(folder / "versions", clear=not resume)
         stream = RayStream(self._config, drawer, store, seed)
         if local_checkpoints(folder):

@@ -1,8 +1,9 @@
-"""The lattice: tetrahedra around the T-pose body that carry skinning into space.
+"""The lattice: tetrahedra around the body that carry skinning into space.
 
-Inside each posed tetrahedron the way back to the T-pose is one affine map, continuous across faces.
-A ray is followed only through the lattice, which covers the field's content and nothing else
-(a tetrahedral cage as in VolTeMorph, Garbin et al. 2022). Cubes of CUBE field cells have five
+Inside each posed tetrahedron the way back to the canonical pose is one affine map, continuous
+across faces. A ray is followed only through the lattice, which covers the field's content and
+nothing else (a tetrahedral cage as in VolTeMorph, Garbin et al. 2022). Cubes of CUBE field cells
+have five
 tetrahedra each; cubes of even parity (x + y + z) come first, and the five of cube n are 5 n to
 5 n + 4, always in the order of `PATTERNS`.
 
@@ -20,20 +21,18 @@ import torch
 from scipy.ndimage import binary_fill_holes
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from posegen_ray.body.model import BodyModel
+from posegen_ray.subjects.canonical import Bools, Floats, Ints, canonical_body
 from posegen_ray.subjects.field import CUBE, Field
-from posegen_ray.subjects.meshes import largest_piece, smooth_normals
 
 # two neighbouring cubes move against each other when their skinning weights overlap less than this
 _SAME_PART = 0.25
 # they are joined all the same where the field between them is denser than this (logit): a skirt
 _CONTENT = 1.0
 _SMOOTHING = 6  # rounds in which weights away from the surface spread
-_NEIGHBOURHOOD = 6  # body vertices that give a lattice vertex its weights
 
 # corner c of a cube lies at its bits (x, y, z) = (c >> 2 & 1, c >> 1 & 1, c & 1)
 _CORNERS = np.array([(c >> 2 & 1, c >> 1 & 1, c & 1) for c in range(8)])
@@ -61,19 +60,16 @@ def _patterns() -> npt.NDArray[np.int64]:  # [2, 5, 4]
 PATTERNS = _patterns()
 PATTERN_PLACES = CUBE * _CORNERS[PATTERNS]  # [2, 5, 4, 3] in cells from the cube's low corner
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-
 
 @dataclass(frozen=True)
 class Lattice:
     """Tetrahedra with skinning weights at their corners."""
 
-    rest: Tensor  # [V, 3] metres, rest pose
+    canonical: Tensor  # [V, 3] metres, canonical pose: where the field is
+    rest: Tensor  # [V, 3] metres, T-pose: where skinning starts from
     weights: Tensor  # [V, 24] rows sum to 1
-    normals: Tensor  # [V, 3] unit: where the body's surface near it looks in the rest pose
-    tets: Tensor  # [T, 4] int32, positively oriented in the rest pose
+    normals: Tensor  # [V, 3] unit: where the body's surface near it looks in the T-pose
+    tets: Tensor  # [T, 4] int32, positively oriented in the canonical pose
     neighbours: Tensor  # [T, 4] int32: tetrahedron across the face opposite each corner; -1: none
     cubes: Tensor  # [N, 3] int32: places in units of CUBE cells of the field; T = 5 N
 
@@ -115,7 +111,7 @@ class Lattice:
         return torch.where(across < 0, -1, 4 * across + back.int().argmax(-1)).int().contiguous()
 
 
-LATTICE_TENSORS = ("rest", "weights", "normals", "tets", "neighbours", "cubes")
+LATTICE_TENSORS = ("canonical", "rest", "weights", "normals", "tets", "neighbours", "cubes")
 
 
 def pose_vertices(
@@ -160,69 +156,33 @@ def build_lattice(
     edge = CUBE * field.voxel
     low = np.array(field.low)
     centres = low + (cubes + 0.5) * edge
-    surface = _BodySurface(body, shape)
-    corner, vertex_of = _join(cubes, _joined(cubes, surface.nearest(centres), field))
+    surface = canonical_body(body, shape)
+    corner, vertex_of = _join(cubes, _joined(cubes, surface.weights(centres)[0], field))
 
     count = int(vertex_of.max()) + 1
     places = low + (cubes[:, None] + _CORNERS) * edge  # [N, 8, 3]
-    rest, inward = np.empty((count, 3)), np.zeros((count, 3))
-    rest[corner] = places
+    canonical, inward = np.empty((count, 3)), np.zeros((count, 3))
+    canonical[corner] = places
     np.add.at(inward, corner, centres[:, None] - places)
     inward /= np.bincount(corner.ravel(), minlength=count)[:, None]
     # a vertex on a slit looks for its weights on its own side
-    weights, distance = surface.weights(rest + 0.5 * inward)
+    weights, distance = surface.weights(canonical + 0.5 * inward)
 
     odd = cubes.sum(1) % 2
     tets = np.take_along_axis(corner[:, None], PATTERNS[odd], 2).reshape(-1, 4)
     stick = np.exp(-((distance / (0.5 * edge)) ** 2))
     weights = _smoothed(weights, tets, stick)
-    normals = _smoothed(surface.normals(rest + 0.5 * inward), tets, stick)
+    normals = _smoothed(surface.normals(canonical + 0.5 * inward), tets, stick)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
     return Lattice(
-        torch.from_numpy(rest).float(),
+        torch.from_numpy(canonical).float(),
+        torch.from_numpy(surface.to_rest(canonical, weights)).float(),
         torch.from_numpy(weights).float(),
         torch.from_numpy(normals).float(),
         torch.from_numpy(np.ascontiguousarray(tets, np.int32)),
         torch.from_numpy(np.ascontiguousarray(_across_faces(tets), np.int32)),
         torch.from_numpy(np.ascontiguousarray(cubes, np.int32)),
     )
-
-
-class _BodySurface:
-    """The T-pose body's surface, to ask for skinning weights near it."""
-
-    def __init__(self, body: BodyModel, shape: Tensor) -> None:
-        vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
-        vertices, faces, kept = largest_piece(vertices, body.faces.cpu().numpy())
-        self._normals = smooth_normals(vertices, faces)
-        self._tree = cKDTree(vertices)
-        self._weights = body.skinning_weights.cpu().numpy()[kept].astype(np.float64)
-
-    def nearest(
-        self,
-        places: Floats,  # [N, 3]
-    ) -> Floats:  # [N, 24]
-        """Those of the nearest vertex."""
-        return np.asarray(self._weights[self._tree.query(places)[1]])
-
-    def weights(
-        self,
-        places: Floats,  # [N, 3]
-    ) -> tuple[Floats, Floats]:  # [N, 24] rows sum to 1, [N] metres to the surface
-        """Those of the nearest vertices, mixed by nearness."""
-        distance, nearest = self._tree.query(places, k=_NEIGHBOURHOOD)
-        share = 1 / np.maximum(distance, 2e-3) ** 4
-        mixed = (self._weights[nearest] * share[..., None]).sum(1)
-        return mixed / mixed.sum(1, keepdims=True), distance[:, 0]
-
-    def normals(
-        self,
-        places: Floats,  # [N, 3]
-    ) -> Floats:  # [N, 3]
-        """Those of the nearest vertices, mixed as their weights are."""
-        distance, nearest = self._tree.query(places, k=_NEIGHBOURHOOD)
-        share = 1 / np.maximum(distance, 2e-3) ** 4
-        return np.asarray((self._normals[nearest] * share[..., None]).sum(1))
 
 
 def _occupied(stored: Bools) -> Bools:

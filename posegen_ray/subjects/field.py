@@ -1,4 +1,4 @@
-"""The canonical radiance field: a sparse voxel grid around the T-pose body.
+"""The canonical radiance field: a sparse voxel grid around the body in its canonical pose.
 
 Grid vertices near the body surface have a colour (linear in [0, 1]) and a density logit;
 density = DENSITY_SCALE * (sigmoid(logit) - sigmoid(EMPTY)) per metre, and 0 for logits below EMPTY:
@@ -12,6 +12,8 @@ Knows nothing of poses or cameras.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch.nn.functional import pad
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import RegionConfig
 from posegen_ray.subjects import grid_kernels
-from posegen_ray.subjects.meshes import largest_piece
+from posegen_ray.subjects.canonical import Bools, CanonicalBody, Floats, canonical_body
 from posegen_ray.subjects.warp_cache import prepare
 
 CUBE = 3  # cells along the edge of a block
@@ -40,7 +42,7 @@ class Field:
 
     values: Tensor  # [M, 4] float32: red, green, blue, density logit
     index: Tensor  # [X, Y, Z] int32: row of each vertex in `values`, in memory order; -1: none
-    low: tuple[float, float, float]  # metres, rest pose: position of vertex (0, 0, 0)
+    low: tuple[float, float, float]  # metres, canonical pose: position of vertex (0, 0, 0)
     voxel: float  # metres
 
     def to(self, device: torch.device | str) -> Field:
@@ -51,7 +53,7 @@ class Field:
         return self.index >= 0
 
     def positions(self) -> Tensor:  # [M, 3]
-        """Rest-pose positions of the stored vertices."""
+        """Positions of the stored vertices in the canonical pose."""
         places = self.stored.nonzero().float()
         return places * self.voxel + torch.tensor(self.low, device=places.device)
 
@@ -127,40 +129,54 @@ def body_field(
     body: BodyModel,
     shape: Tensor,  # [S]
     config: RegionConfig,
+    possible: Callable[[Floats], Bools] | None = None,
 ) -> Field:
-    """A grey field whose density follows the body surface: where fitting starts."""
-    vertices = body.rest_vertices(shape[None])[0].detach().cpu().numpy().astype(np.float64)
-    vertices, faces, _ = largest_piece(vertices, body.faces.cpu().numpy())
-    margin = config.shell + 3 * config.voxel
+    """A grey field whose density follows the body surface: where fitting starts.
+
+    Args:
+        possible: tells from the centres [N, 3] of cubes (CUBE cells wide, canonical pose) which of
+            those outside the body may hold a part of the person [N]. None: all.
+    """
+    surface = canonical_body(body, shape)
     # the grid begins at a multiple of 12 cells: then x = 0, between the legs, is a plane of it, and
     # a face of blocks
-    block = 12 * config.voxel
-    low = np.floor((vertices.min(0) - margin) / block) * block
-    count = np.ceil((vertices.max(0) + margin - low) / config.voxel).astype(int) + 1
-    axes = [np.arange(n) * config.voxel + start for n, start in zip(count, low, strict=True)]
-    places = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    distance = _signed_distance(vertices, faces, places, margin).reshape(tuple(count))
+    block, edge = 12 * config.voxel, CUBE * config.voxel
+    margin = config.shell + 3 * config.voxel
+    low = np.floor((surface.vertices.min(0) - margin) / block) * block
+    count = np.ceil((surface.vertices.max(0) + margin - low) / edge).astype(int)
+    cubes = np.argwhere(np.ones(count, bool))
+    centres = low + (cubes + 0.5) * edge
+    reach = 0.5 * math.sqrt(3) * edge
+    distance = _signed_distance(surface, centres, margin + reach)
+    near = (distance < config.shell + reach) & (distance > -config.inner - reach)
+    if possible is not None:
+        outside = np.flatnonzero(near & (distance > 0))
+        near[outside] = possible(centres[outside])
 
-    stored = torch.from_numpy((distance < config.shell) & (distance > -config.inner))
-    depth = -torch.from_numpy(distance)[stored]
+    wanted = np.zeros(CUBE * count + 1, bool)
+    for offset in np.ndindex(CUBE + 1, CUBE + 1, CUBE + 1):
+        wanted[tuple((CUBE * cubes[near] + offset).T)] = True
+    places = low + np.argwhere(wanted) * config.voxel
+    distance = _signed_distance(surface, places, margin)
+    inside = (distance < config.shell) & (distance > -config.inner)
+    wanted[wanted] = inside
+    depth = -torch.from_numpy(distance[inside])
     values = torch.full((len(depth), 4), 0.5)
     values[:, 3] = (depth / _INITIAL_SOFTNESS).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
-    return Field(
-        values, number(stored), (float(low[0]), float(low[1]), float(low[2])), config.voxel
-    )
+    x, y, z = low.tolist()
+    return Field(values, number(torch.from_numpy(wanted)), (x, y, z), config.voxel)
 
 
 def _signed_distance(
-    vertices: np.ndarray,  # [V, 3]
-    faces: np.ndarray,  # [F, 3]
-    places: np.ndarray,  # [N, 3]
+    body: CanonicalBody,
+    places: Floats,  # [N, 3]
     farthest: float,
 ) -> np.ndarray:  # [N] float32, negative inside
     prepare("cpu", grid_kernels.__name__)
 
     mesh = wp.Mesh(
-        wp.array(vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
-        wp.array(faces.astype(np.int32).reshape(-1), dtype=wp.int32, device="cpu"),
+        wp.array(body.vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
+        wp.array(body.faces.astype(np.int32).reshape(-1), dtype=wp.int32, device="cpu"),
         # signs by the nearest face's normal are wrong half-way between two limbs
         support_winding_number=True,
     )

@@ -5,7 +5,7 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.capture import Capture
+from posegen_ray.subjects.carving import Frame, carve, frame_of, prune, survey, visual_hull
 from posegen_ray.subjects.deform import (
     LATTICE_TENSORS,
     Lattice,
@@ -25,36 +26,20 @@ from posegen_ray.subjects.deform import (
     pose_normals,
     pose_vertices,
 )
-from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field, widened
+from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field
 from posegen_ray.subjects.fit_poses import FrameCorrections
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.render_fused import (
     FusedModel,
-    View,
     launch,
     ray_slopes,
     to_camera_bones,
 )
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
-_SURVEY = 24  # pictures looked at for carving and for pruning
-_MAJORITY = 0.95  # share of votes above which a place starts as part of the person
-_MINORITY = 0.88  # share of votes below which it cannot become part of it
-_CERTAINTY = 20.0  # density logit per unit of share
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
-_RING = 1  # vertices kept around what matters, for densities to fade in
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """One training picture, reduced to the rays that can see the person."""
-
-    view: View
-    slopes: Tensor  # [N, 2]
-    normals: Tensor  # [1, V, 3] of the lattice's vertices, world
-    target: Tensor  # [N, 4] premultiplied
 
 
 class VoxelFitter:
@@ -84,7 +69,8 @@ class VoxelFitter:
         self._corrections: FrameCorrections | None = None
         if config.refine_rate > 0:
             self._corrections = FrameCorrections(capture, body, config.refine_rate)
-        self._start = body_field(body, capture.shape, config.region)
+        possible = visual_hull(capture, body, self._bones, self._training, config.region)
+        self._start = body_field(body, capture.shape, config.region, possible)
         field = carve(capture, body, self._bones, self._start, self._training, device)
         self._begin(build_lattice(body, capture.shape, field), field, even_light())
 
@@ -94,7 +80,7 @@ class VoxelFitter:
             lattice, field, light, outside, self._config, self._device
         )
         model = self._optimiser.model
-        self._frames = {i: _frame(model, self._capture, self._bones, i) for i in self._training}
+        self._frames = {i: frame_of(model, self._capture, self._bones, i) for i in self._training}
 
     def step(self) -> float:
         if self.done == self._prune_step:
@@ -144,60 +130,12 @@ class VoxelFitter:
         return parts, model, believed
 
 
-def carve(
-    capture: Capture,
-    body: BodyModel,
-    bones: Tensor,  # [B, 24, 3, 4]
-    field: Field,
-    training: list[int],
-    device: torch.device | str = "cpu",
-) -> Field:
-    """Starts the densities from the masks: what most rays through a place call person is person.
-
-    The rays pass an almost transparent field, so that every place gets its votes; a place inside
-    the body needs none. Cells without a chance go.
-    """
-    faint = field.values.clone()
-    faint[:, 3] = EMPTY + 0.1
-    lattice = build_lattice(body, capture.shape, field)
-    config = RendererConfig(early_stop=0.0)
-    model = FusedModel(lattice, replace(field, values=faint), even_light(), config, device)
-    lit = torch.ones(1, len(lattice.rest), device=model.device)
-    votes = torch.zeros_like(model.field.values)
-    for index in training[:: max(1, len(training) // _SURVEY)]:
-        frame = _frame(model, capture, bones, index)
-        mask = frame.target[:, 3:]
-        # gradients of the colours are sums of weights: red counts for the person, green against
-        counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
-        model.pull_back_to_field(
-            frame.view, frame.slopes, lit, torch.zeros_like(counted), counted, votes
-        )
-    yes, no = votes[:, 0].cpu(), votes[:, 1].cpu()
-    share = yes / (yes + no).clamp_min(1e-12)
-    body_logit = field.values[:, 3]
-    voted = ((share - _MAJORITY) * _CERTAINTY).clamp(EMPTY + 1, 2.0)
-    values = field.values.clone()
-    values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
-    return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
-
-
-def prune(
-    field: Field,
-    matters: Tensor,  # [M] bool
-    ring: int = _RING,
-) -> Field:
-    """Keeps the vertices at most `ring` steps away from what matters."""
-    grid = torch.zeros(field.index.shape, dtype=torch.bool)
-    grid[field.stored] = matters
-    return field.restricted(widened(grid, ring))
-
-
-def _shown(model: FusedModel, frames: list[_Frame]) -> Tensor:  # [M] bool
+def _shown(model: FusedModel, frames: list[Frame]) -> Tensor:  # [M] bool
     """Which field vertices colour enough rays, or lie deep in the person: these are seldom seen,
     but must stay."""
     sums = torch.zeros_like(model.field.values)
     lit = torch.ones(1, len(model.lattice.rest), device=model.device)
-    surveyed = frames[:: max(1, len(frames) // _SURVEY)]
+    surveyed = survey(frames)
     for frame in surveyed:
         rgba = model.march(frame.view, frame.slopes, lit)
         count = torch.zeros_like(rgba)
@@ -269,7 +207,7 @@ class _FieldOptimiser:
         self._light.load_state_dict(state["light_moments"])
         self._since = state["since"]
 
-    def step(self, frame: _Frame, chance: torch.Generator, decay: float) -> float:
+    def step(self, frame: Frame, chance: torch.Generator, decay: float) -> float:
         """Pose and camera as given; the error met."""
         model = self.model
         lit = brightness(model.light, frame.normals)
@@ -367,13 +305,3 @@ def _squared_error(
     residual = difference[:, :3] - difference[:, 3:] * behind
     error = float(residual.square().mean()) if len(rgba) else 0.0
     return error, torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
-
-
-def _frame(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> _Frame:
-    camera = capture.view(index, model.device)
-    posed = bones[index : index + 1].to(model.device)
-    points = pose_vertices(model.lattice, to_camera_bones(camera, posed))
-    view = model.find_rays(points, camera)
-    target = capture.target(index).to(model.device).view(-1, 4)[view.row]
-    normals = pose_normals(model.lattice, posed)
-    return _Frame(view, ray_slopes(camera, view), normals, target)

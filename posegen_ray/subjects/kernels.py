@@ -5,9 +5,10 @@ wrong for loops of data-dependent length. `posegen_ray.subjects.warp_cache` comp
 
 All geometry is in camera space: rays start at 0, and their directions have z = 1, so that the way
 t along a ray is depth. A ray enters the posed lattice through a face of its boundary and walks from
-tetrahedron to tetrahedron. Inside one, barycentric coordinates b carry it back to the T-pose:
+tetrahedron to tetrahedron. Inside one, barycentric coordinates b carry it back to the canonical
+pose, where its corners are c_i:
 
-    b(t) = offset + t rate,   canonical(t) = sum_i b_i(t) rest_i
+    b(t) = offset + t rate,   canonical(t) = sum_i b_i(t) c_i
 
 with rate_i = gradient_i . direction. Offsets and gradients are worked out once for each tetrahedron
 and picture (`find_maps`), and so is their adjoint (`pull_back_maps`). A ray that comes in at depth

@@ -2,8 +2,9 @@
 
 For every ray: intersect all outer faces of the posed lattice, walk from each entry through the
 tetrahedra (without gradients), then place the samples on the crossings found, map them back to the
-T-pose by barycentric coordinates, look up the field, composite. Differentiable by autograd. Slow:
-meant for tests and for understanding. Legend: T tetrahedra, F faces, L layers, K crossings a ray.
+canonical pose by barycentric coordinates, look up the field, composite. Differentiable by autograd.
+Slow: meant for tests and for understanding.
+Legend: T tetrahedra, F faces, L layers, K crossings a ray.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class ReferenceModel:
         self.config = config
         self._tets = self.lattice.tets.long()
         self._neighbours = self.lattice.neighbours.long()
-        self._rest = self.lattice.rest[self._tets]  # [T, 4, 3]
+        self._canonical = self.lattice.canonical[self._tets]  # [T, 4, 3]
 
     def draw(
         self,
@@ -97,7 +98,7 @@ class ReferenceModel:
         begin, end = _ends(offset, rate)
         way = torch.where(there, end - begin, 0.0).clamp_min(0)  # [N, K]
         inside = offset + (begin + 0.5 * way)[..., None] * rate  # [N, K, 4]
-        canonical = (inside[..., None] * self._rest[tet]).sum(-2)
+        canonical = (inside[..., None] * self._canonical[tet]).sum(-2)
         value = lookup(self.field, canonical)
         thickness = torch.where(way > 0, density(value[..., 3]), 0.0)
         length = way * directions.norm(dim=-1)[:, None]
@@ -197,7 +198,7 @@ def _ends(
 
 def lookup(
     field: Field,
-    places: Tensor,  # [..., 3] metres, rest pose
+    places: Tensor,  # [..., 3] metres, canonical pose
 ) -> Tensor:  # [..., 4]: red, green, blue, density logit
     """Trilinear interpolation in the sparse grid. Differentiable in places and values."""
     low = torch.tensor(field.low, device=places.device)

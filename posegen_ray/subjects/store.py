@@ -26,7 +26,7 @@ from posegen_ray.subjects.anerf import SkeletonField
 from posegen_ray.subjects.deform import LATTICE_TENSORS, Lattice
 from posegen_ray.subjects.field import Field, number
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 
 

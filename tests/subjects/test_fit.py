@@ -20,9 +20,10 @@ from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig
 from posegen_ray.errors import DataError, ResourceError
 from posegen_ray.subjects.capture import Capture
+from posegen_ray.subjects.carving import carve, prune, visual_hull
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import FitProgress, fit_subject
-from posegen_ray.subjects.fit_voxels import VoxelFitter, carve, prune
+from posegen_ray.subjects.fit_voxels import VoxelFitter
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.quality import on_white
 from posegen_ray.subjects.store import Subject, save_subject
@@ -88,6 +89,21 @@ def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
     # every place inside the body is still there
     inside = field.values[:, 3] > 0
     assert int((carved.values[:, 3] > 0).sum()) >= int(inside.sum())
+
+
+def test_the_visual_hull_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
+    body = capsule_body()
+    bones = body(capture.poses.rotations, torch.zeros(1, 2)).bones
+    config = replace(CONFIG.region, shell=0.2)
+    possible = visual_hull(capture, body, bones, list(range(FRAMES)), config)
+    whole = body_field(body, capture.shape, config)
+    within = body_field(body, capture.shape, config, possible)
+    assert len(within.values) < 0.6 * len(whole.values)
+    solid = [
+        {tuple(p) for p in np.round(f.positions()[f.values[:, 3] > -2].numpy(), 4).tolist()}
+        for f in (whole, within)
+    ]
+    assert solid[0] == solid[1]
 
 
 def test_pruning_keeps_what_is_occupied() -> None:

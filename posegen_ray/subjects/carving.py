@@ -1,0 +1,145 @@
+"""Where the person can be, by the masks of a capture: before the fit, and where it begins.
+
+Legend: N places, B frames, M field vertices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from posegen_ray.body.camera import project, to_camera
+from posegen_ray.body.model import BodyModel, skin
+from posegen_ray.config import RegionConfig, RendererConfig
+from posegen_ray.subjects.canonical import Bools, Floats, canonical_body
+from posegen_ray.subjects.capture import Capture
+from posegen_ray.subjects.deform import build_lattice, pose_normals, pose_vertices
+from posegen_ray.subjects.field import CUBE, EMPTY, Field, widened
+from posegen_ray.subjects.light import even_light
+from posegen_ray.subjects.render_fused import FusedModel, View, ray_slopes, to_camera_bones
+
+_SURVEY = 24  # pictures looked at
+_HULL = 0.75  # share of the pictures that must show the person somewhere in a cube
+_MAJORITY = 0.95  # share of votes above which a place starts as part of the person
+_MINORITY = 0.88  # share of votes below which it cannot become part of it
+_CERTAINTY = 20.0  # density logit per unit of share
+_RING = 1  # vertices kept around what matters, for densities to fade in
+
+Item = TypeVar("Item")
+
+
+def survey(frames: Sequence[Item]) -> Sequence[Item]:
+    """Some of the frames, evenly."""
+    return frames[:: max(1, len(frames) // _SURVEY)]
+
+
+def visual_hull(
+    capture: Capture,
+    body: BodyModel,
+    bones: Tensor,  # [B, 24, 3, 4]
+    training: list[int],
+    config: RegionConfig,
+) -> Callable[[Floats], Bools]:
+    """Tells which cubes of the field lie within the person's outline in most pictures: those that
+    do not are left out at once. (Laurentini 1994, for a body that moves.)"""
+    surface = canonical_body(body, capture.shape)
+    reach = 0.5 * math.sqrt(3) * CUBE * config.voxel
+
+    def possible(centres: Floats) -> Bools:
+        weights, _ = surface.weights(centres)
+        rest = torch.from_numpy(surface.to_rest(centres, weights)).float()
+        share = torch.from_numpy(weights).float()
+        seen, met = torch.zeros(2, len(centres))
+        for index in survey(training):
+            camera = capture.view(index)
+            posed = skin(rest[None], share, bones[index : index + 1].cpu())
+            depth = to_camera(camera, posed)[0, :, 2]
+            column, row = project(camera, posed)[0].floor().long().unbind(-1)
+            shown = (depth > reach) & (column >= 0) & (column < camera.width)
+            shown &= (row >= 0) & (row < camera.height)
+            if not shown.any():
+                continue
+            # anything within the cube may show the person
+            wide = math.ceil(reach * float(camera.focal) / float(depth[shown].median()))
+            mask = (capture.masks[index] > 127).float()[None, None]
+            mask = max_pool2d(mask, 2 * wide + 1, stride=1, padding=wide)[0, 0]
+            seen += shown
+            met[shown] += mask[row[shown], column[shown]]
+        return np.asarray(met >= _HULL * seen)
+
+    return possible
+
+
+def carve(
+    capture: Capture,
+    body: BodyModel,
+    bones: Tensor,  # [B, 24, 3, 4]
+    field: Field,
+    training: list[int],
+    device: torch.device | str = "cpu",
+) -> Field:
+    """Starts the densities from the masks: what most rays through a place call person is person.
+
+    The rays pass an almost transparent field, so that every place gets its votes; a place inside
+    the body needs none. Cells without a chance go.
+    """
+    faint = field.values.clone()
+    faint[:, 3] = EMPTY + 0.1
+    lattice = build_lattice(body, capture.shape, field)
+    config = RendererConfig(early_stop=0.0)
+    model = FusedModel(lattice, replace(field, values=faint), even_light(), config, device)
+    lit = torch.ones(1, len(lattice.rest), device=model.device)
+    votes = torch.zeros_like(model.field.values)
+    for index in survey(training):
+        frame = frame_of(model, capture, bones, index)
+        mask = frame.target[:, 3:]
+        # gradients of the colours are sums of weights: red counts for the person, green against
+        counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
+        model.pull_back_to_field(
+            frame.view, frame.slopes, lit, torch.zeros_like(counted), counted, votes
+        )
+    yes, no = votes[:, 0].cpu(), votes[:, 1].cpu()
+    share = yes / (yes + no).clamp_min(1e-12)
+    body_logit = field.values[:, 3]
+    voted = ((share - _MAJORITY) * _CERTAINTY).clamp(EMPTY + 1, 2.0)
+    values = field.values.clone()
+    values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
+    return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
+
+
+def prune(
+    field: Field,
+    matters: Tensor,  # [M] bool
+    ring: int = _RING,
+) -> Field:
+    """Keeps the vertices at most `ring` steps away from what matters."""
+    grid = torch.zeros(field.index.shape, dtype=torch.bool)
+    grid[field.stored] = matters
+    return field.restricted(widened(grid, ring))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One training picture, reduced to the rays that can see the person."""
+
+    view: View
+    slopes: Tensor  # [N, 2]
+    normals: Tensor  # [1, V, 3] of the lattice's vertices, world
+    target: Tensor  # [N, 4] premultiplied
+
+
+def frame_of(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> Frame:
+    camera = capture.view(index, model.device)
+    posed = bones[index : index + 1].to(model.device)
+    points = pose_vertices(model.lattice, to_camera_bones(camera, posed))
+    view = model.find_rays(points, camera)
+    target = capture.target(index).to(model.device).view(-1, 4)[view.row]
+    normals = pose_normals(model.lattice, posed)
+    return Frame(view, ray_slopes(camera, view), normals, target)
