@@ -3,9 +3,8 @@
 Inside each posed tetrahedron the way back to the canonical pose is one affine map, continuous
 across faces. A ray is followed only through the lattice, which covers the field's content and
 nothing else (a tetrahedral cage as in VolTeMorph, Garbin et al. 2022). Cubes of CUBE field cells
-have five
-tetrahedra each; cubes of even parity (x + y + z) come first, and the five of cube n are 5 n to
-5 n + 4, always in the order of `PATTERNS`.
+have five tetrahedra each; cubes of even parity (x + y + z) come first, and the five of cube n are
+5 n to 5 n + 4, always in the order of `PATTERNS`.
 
 Legend: V lattice vertices, T tetrahedra, N cubes, B batch. Knows nothing of rays or colours.
 """
