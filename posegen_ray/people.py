@@ -15,7 +15,7 @@ from posegen_ray.errors import ConfigError, ResourceError, SubjectError
 from posegen_ray.jobs import FitCapture, FitPerson, subjects_root, training_people
 from posegen_ray.local import Backend
 from posegen_ray.motion.splits import gather, load_splits
-from posegen_ray.subjects.capture import write_capture
+from posegen_ray.subjects.capture import capture_name, write_capture
 from posegen_ray.subjects.converters import convert
 from posegen_ray.subjects.converters.assembly import joints_in_mask
 from posegen_ray.subjects.fit import FitProgress
@@ -89,6 +89,18 @@ def fit_several(config: RunConfig, backend: Backend, console: Console) -> str:
                 f"People of subject.source={config.subject.source}: "
                 f"{', '.join(training_people(config))}.",
             )
+
+    names: dict[str, str] = {}
+    for job in jobs:
+        if isinstance(job, FitCapture):
+            name = capture_name(job.capture)
+            if name in names:
+                raise ConfigError(
+                    f"The captures {names[name]} and {job.capture} are both named {name!r}: their "
+                    "subjects would lie in the same folder.",
+                    'Change "name" in the capture.json of one of them.',
+                )
+            names[name] = job.capture
 
     def tell(number: int, result: str) -> None:
         if isinstance(jobs[number], FitPerson):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,5 +60,17 @@ def test_who_is_neither_a_capture_nor_a_person_is_named(tmp_path: Path) -> None:
     with (
         LocalBackend(config, console) as backend,
         pytest.raises(ConfigError, match="nobody' is neither a capture folder nor a person"),
+    ):
+        fit_several(config, backend, console)
+
+
+def test_two_captures_of_one_name_are_refused(captures: list[Path]) -> None:
+    twin = captures[0].parent / "twin"
+    shutil.copytree(captures[0], twin)
+    config = settings(f"subjects=[{captures[0]},{twin}]")
+    console = Console(quiet=True)
+    with (
+        LocalBackend(config, console) as backend,
+        pytest.raises(ConfigError, match="ann and .*twin are both named 'ann'"),
     ):
         fit_several(config, backend, console)

@@ -136,6 +136,15 @@ def write_capture(capture: Capture, folder: str | Path) -> None:
         ) from error
 
 
+def capture_name(folder: str | Path) -> str:
+    """The name in a capture's header; the pictures are not looked at.
+
+    Raises:
+        DataError: capture.json is missing or damaged.
+    """
+    return str(_read_header(Path(folder) / "capture.json")["name"])
+
+
 def read_capture(folder: str | Path) -> Capture:
     """Reads and checks a capture.
 
