@@ -71,6 +71,6 @@ def test_two_captures_of_one_name_are_refused(captures: list[Path]) -> None:
     console = Console(quiet=True)
     with (
         LocalBackend(config, console) as backend,
-        pytest.raises(ConfigError, match="ann and .*twin are both named 'ann'"),
+        pytest.raises(ConfigError, match=r"ann and .*twin are both named 'ann'"),
     ):
         fit_several(config, backend, console)
