@@ -137,7 +137,11 @@ def _blend(
     """One product for all bones: blending matrices for each vertex first takes several times as
     long. One for each picture: then its numbers do not depend on what is drawn beside it."""
     rows = bones.transpose(1, 2).flatten(2)  # [B, 3, 24 D]
-    return torch.stack([(row @ columns).T for row in rows])
+    moved = [row @ columns for row in rows]
+    for places in moved:
+        if places.requires_grad:  # a product of two transposed matrices takes four times as long
+            places.register_hook(Tensor.contiguous)
+    return torch.stack([places.T for places in moved])
 
 
 def build_lattice(
