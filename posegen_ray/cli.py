@@ -39,6 +39,8 @@ usage: posegen <command> [key=value ...]
              public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR)
   experiment several estimators before and after, on public test sets (experiment=paper
              estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
+  tune       search for better settings, judged on validation images (tune=asha|optuna|random
+             n_trials=N); resume=DIR goes on
   report     write a run's report.html again (run=DIR)
   doctor     what is there, what is missing, and what each thing is needed for
 
@@ -185,13 +187,34 @@ def experiment(arguments: Sequence[str]) -> int:
     return 0
 
 
+def tune(arguments: Sequence[str]) -> int:
+    """A sweep over settings, judged on validation images only; conf/tune holds the search space."""
+    from posegen_ray.experiment import open_run_folder
+    from posegen_ray.tuning import check_sweep, keep_overrides, run_sweep
+
+    config, console = _settings(arguments)
+    if not config.resume:
+        check_sweep(config)  # before a folder is made
+    overrides = [argument for argument in arguments if not argument.startswith("resume=")]
+    config, folder = open_run_folder(config, overrides, console.say)
+    check_sweep(config)
+    keep_overrides(folder, overrides)
+    from posegen_ray.runtime.tune import TuneBackend
+
+    with TuneBackend(config, folder, console) as backend:
+        print(run_sweep(config, folder, backend, console))
+    console.say(f"report: {folder / 'report.html'}")
+    return 0
+
+
 def report(arguments: Sequence[str]) -> int:
-    """Writes report.html again from what the run left."""
+    """Writes report.html again from what the run, or the sweep, left."""
     from posegen_ray.experiment import rewrite_report
+    from posegen_ray.tuning import is_sweep, rewrite_sweep_report
 
     config, _ = _settings(arguments)
     run, _ = _open_run(config)
-    print(rewrite_report(run))
+    print(rewrite_sweep_report(run) if is_sweep(run) else rewrite_report(run))
     return 0
 
 
@@ -216,6 +239,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "dataset": dataset,
     "evaluate": evaluate,
     "experiment": experiment,
+    "tune": tune,
     "report": report,
     "doctor": doctor,
 }

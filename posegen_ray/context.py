@@ -72,7 +72,26 @@ class TrainLoop(Protocol):
         """Trains to the end. Worker 0's answer is handed back to the caller."""
 
 
-class LocalContext:
+class GroupOfOne:
+    """What a lone worker need not ask others for."""
+
+    rank = 0
+    world_size = 1
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        pass
+
+    def average(self, values: Tensor) -> Tensor:
+        return values.detach().clone()
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
+    def gather(self, value: object) -> list[object]:
+        return [value]
+
+
+class LocalContext(GroupOfOne):
     """A group of one, in this process. Checkpoints go to `folder`/checkpoint_000000, ...
 
     Args:
@@ -85,8 +104,6 @@ class LocalContext:
     def __init__(
         self, folder: Path, resume: bool = False, keep: int = 2, device: str = "cpu"
     ) -> None:
-        self.rank = 0
-        self.world_size = 1
         self.device = torch.device(device)
         self._folder = Path(folder)
         self._keep = keep
@@ -116,18 +133,6 @@ class LocalContext:
         self._next += 1
         for old in local_checkpoints(self._folder)[: -self._keep]:
             shutil.rmtree(old)
-
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        pass
-
-    def average(self, values: Tensor) -> Tensor:
-        return values.detach().clone()
-
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        pass
-
-    def gather(self, value: object) -> list[object]:
-        return [value]
 
 
 def local_checkpoints(folder: Path) -> list[Path]:

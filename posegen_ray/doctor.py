@@ -52,6 +52,7 @@ PACKAGES = {
     "av": "videos in posegen convert, SURREAL, Human3.6M (pip install 'posegen-ray[captures]')",
     "h5py": "PeopleSnapshot, MPI-INF-3DHP, Human3.6M (the same extra)",
     "cdflib": "Human3.6M in posegen evaluate (pip install 'posegen-ray[public-sets]')",
+    "optuna": "posegen tune tune=optuna (pip install 'posegen-ray[tune]')",
     "smplx": "body=smpl (non-commercial licence, see docs/licences.md)",
 }
 

@@ -34,6 +34,7 @@ LAYERS = (
     "export",
     "experiment",
     "paper",
+    "tuning",
     "runtime",
     "doctor",
     "cli",

@@ -65,6 +65,12 @@ from posegen_ray.config.subjects import (
     RendererConfig,
     SubjectsConfig,
 )
+from posegen_ray.config.tune import (
+    ParameterConfig,
+    TuneConfig,
+    setting,
+    with_settings,
+)
 
 __all__ = [
     "ARMS",
@@ -91,6 +97,7 @@ __all__ = [
     "JOINT_SETS",
     "MotionConfig",
     "PUBLIC_SETS",
+    "ParameterConfig",
     "RegionConfig",
     "RenderServerConfig",
     "RendererConfig",
@@ -100,6 +107,9 @@ __all__ = [
     "StreamConfig",
     "SubjectsConfig",
     "TrainingConfig",
+    "TuneConfig",
     "ValidityConfig",
     "require",
+    "setting",
+    "with_settings",
 ]

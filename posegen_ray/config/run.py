@@ -25,6 +25,7 @@ from posegen_ray.config.subjects import (
     RendererConfig,
     SubjectsConfig,
 )
+from posegen_ray.config.tune import TuneConfig, check_space
 
 
 @dataclass
@@ -49,6 +50,7 @@ class RunConfig:
     # experiment: whether an estimator's checkpoint was trained on 3DPW; it cannot be told from it
     trained_on_3dpw: dict[str, bool] = field(default_factory=dict)
     n: int = 100  # generate: how many images; dataset show: how many of them (9 unless told)
+    n_trials: int = 16  # tune: how many, the default settings among them
     format: str = "folder"  # generate: folder | parquet | webdataset | spin | bedlam
     export: ExportConfig = field(default_factory=ExportConfig)
     body: BodyConfig = field(default_factory=BodyConfig)
@@ -68,6 +70,7 @@ class RunConfig:
     experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     # the last one: from here on `field` is no longer the dataclasses' function
     field: FieldConfig = field(default_factory=FieldConfig)
 
@@ -90,3 +93,15 @@ class RunConfig:
             f"into two halves for {workers} train worker(s).",
             f"Use a multiple of {2 * workers}.",
         )
+        require(
+            self.n_trials >= 2,
+            f"n_trials={self.n_trials} leaves nothing to compare the default with.",
+            "Use at least 2; a few times the number of searched settings is better.",
+        )
+        require(
+            not self.tune.space or self.tune.grace_rounds <= self.training.rounds,
+            f"tune.grace_rounds={self.tune.grace_rounds} is more than training.rounds="
+            f"{self.training.rounds}: no trial could be stopped.",
+            "Lower tune.grace_rounds, or use tune.scheduler=fifo.",
+        )
+        check_space(self, self.tune.space)

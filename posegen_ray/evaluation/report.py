@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import date
 from html import escape
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from posegen_ray.evaluation.atlas import (
     FailureMode,
     build_atlas,
 )
+from posegen_ray.evaluation.page import html_page
 from posegen_ray.evaluation.protocol import SETS, motion_table
 from posegen_ray.evaluation.results import results_section, verdict_section
 from posegen_ray.evaluation.store import (
@@ -75,22 +75,12 @@ def render_page(inputs: ReportInputs, settings: EvaluationConfig) -> str:
         ("rejected", "Rejected candidates", _rejected(inputs.rejected, summary.samples.rejected)),
         ("run", "The run", _run(summary, inputs.settings)),
     ]
-    style = resources.files("posegen_ray.evaluation").joinpath("report.css").read_text("utf-8")
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    body = "".join(
-        f'<section id="{name}"><h2>{title}</h2>{content}</section>'
-        for name, title, content in sections
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(inputs.title)} – {escape(inputs.estimator)}</title>"
-        f"<style>{style}</style></head><body>{_header(inputs, summary)}"
-        f"<nav>{links}</nav><main>{body}</main>"
-        "<footer>Errors over the 12 limb joints, hip-centred. PA: after the best rotation, "
-        "translation and scale. Lower is better for errors, higher for PCK and AUC.</footer>"
-        "</body></html>\n"
+    return html_page(
+        f"{inputs.title} – {inputs.estimator}",
+        _header(inputs, summary),
+        sections,
+        "Errors over the 12 limb joints, hip-centred. PA: after the best rotation, translation and "
+        "scale. Lower is better for errors, higher for PCK and AUC.",
     )
 
 

@@ -27,7 +27,7 @@ from posegen_ray.jobs import training_people
 from posegen_ray.local import Job, Keep, MakeLoop, Shared, stream_plan
 from posegen_ray.records import Samples
 from posegen_ray.runtime.generator_store import GeneratorStore
-from posegen_ray.runtime.placement import plan
+from posegen_ray.runtime.placement import Resources, plan
 from posegen_ray.runtime.render_pool import RenderPool, start_pool
 from posegen_ray.runtime.session import RaySession
 from posegen_ray.runtime.stream import sample_stream
@@ -61,12 +61,16 @@ class RayBackend:
                 free = self._session.resources()
                 subject = self._config.subject
                 count = len(subject.names) or len(training_people(self._config))
-                self._console.say(plan(self._config.runtime, free, count).table())
+                self._console.say(self._plan(free, count))
             self._progress = _Progress.options(num_cpus=0).remote()
         except BaseException:
             self._session.__exit__(None, None, None)
             raise
         return self
+
+    def _plan(self, free: Resources, num_subjects: int) -> str:
+        """Refuses, or says, what will run."""
+        return plan(self._config.runtime, free, num_subjects).table()
 
     def __exit__(
         self,

@@ -107,6 +107,75 @@ def plan(
     return result
 
 
+@dataclass(frozen=True)
+class TrialPlan:
+    """What each trial of a sweep gets as one placement group, and how many run at once."""
+
+    shares: tuple[Share, ...]  # of one trial; the first one is its own process, which trains
+    at_once: int
+    available: Resources
+
+    def bundles(self) -> list[dict[str, float]]:
+        """The placement group's bundles, the training process's first."""
+        return [
+            {"CPU": share.resources.num_cpus, "GPU": share.resources.num_gpus}
+            for share in self.shares
+            for _ in range(share.count)
+        ]
+
+    def table(self) -> str:
+        """One trial's shares as a small text table, and how many trials run at once."""
+        trials = "1 trial runs" if self.at_once == 1 else f"{self.at_once} trials run"
+        return f"each trial:\n{_table(self.shares, self.available)}\n{trials} at once"
+
+
+def plan_trials(
+    config: RuntimeConfig, available: Resources, num_subjects: int, limit: int
+) -> TrialPlan:
+    """How many trials of a sweep run at once, each with its own servers; at least one must fit.
+
+    Args:
+        config: the runtime section.
+        available: what the cluster has free for trials.
+        num_subjects: how many subjects each trial renders.
+        limit: never more trials than this.
+
+    Raises:
+        ResourceError: not even one trial fits; the message holds the table.
+    """
+    groups = math.ceil(num_subjects / config.render.subjects_per_server)
+    shares = (
+        Share("trial: training", 1, config.train_resources),
+        Share("trial: server", groups * config.render.replicas, config.render.resources),
+    )
+    alone = Plan(shares, available)
+    if alone.cpus > available.cpus + _TOLERANCE or available.cpus < _TOLERANCE:
+        raise ResourceError(
+            f"Not even one trial fits: it needs {alone.cpus:g} logical CPUs, {available.cpus:g} "
+            f"are free:\n{alone.table()}\n",
+            f"Set runtime.num_cpus={max(math.ceil(alone.cpus), 1)} (logical slots, more than cores "
+            "is allowed), or lower runtime.train_resources.num_cpus or "
+            "runtime.render.resources.num_cpus, or raise runtime.render.subjects_per_server.",
+        )
+    _check_gpus(alone)
+    at_once = 1
+    while at_once < limit and _fit(shares, at_once + 1, available):
+        at_once += 1
+    return TrialPlan(shares, at_once, available)
+
+
+def _fit(shares: tuple[Share, ...], trials: int, available: Resources) -> bool:
+    every = tuple(Share(s.role, trials * s.count, s.resources) for s in shares)
+    together = Plan(every, available)
+    if together.cpus > available.cpus + _TOLERANCE:
+        return False
+    try:
+        _check_gpus(together)
+    except ResourceError:
+        return False
+    return True
+
+
 def _check_gpus(result: Plan) -> None:
     """Fractions share a GPU but never straddle two: packs the largest first."""
     wanted = sorted(s.resources.num_gpus for s in result.shares for _ in range(s.count))[::-1]

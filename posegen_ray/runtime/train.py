@@ -45,13 +45,8 @@ class RayContext:
 
     def resume_folder(self) -> Path | None:
         import ray.train
-        from pyarrow.fs import LocalFileSystem
 
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        local = isinstance(checkpoint.filesystem, LocalFileSystem)
-        return Path(checkpoint.path if local else checkpoint.to_directory())
+        return local_folder(ray.train.get_checkpoint())
 
     def report(self, metrics: Mapping[str, float], checkpoint_folder: Path | None) -> None:
         import ray.train
@@ -92,6 +87,16 @@ class RayContext:
             return [value]
         distributed.all_gather_object(values, value)
         return values
+
+
+def local_folder(checkpoint: Any) -> Path | None:
+    """Where a checkpoint of Ray's (or None) can be read on this machine."""
+    from pyarrow.fs import LocalFileSystem
+
+    if checkpoint is None:
+        return None
+    local = isinstance(checkpoint.filesystem, LocalFileSystem)
+    return Path(checkpoint.path if local else checkpoint.to_directory())
 
 
 def fit_with_ray(

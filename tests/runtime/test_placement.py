@@ -8,7 +8,7 @@ from posegen_ray.config import (
 )
 from posegen_ray.errors import ConfigError, ResourceError
 from posegen_ray.runtime.failure_policy import Decision, Failure, decide
-from posegen_ray.runtime.placement import Resources, plan, server_groups
+from posegen_ray.runtime.placement import Resources, plan, plan_trials, server_groups
 
 HALF, WHOLE = RoleResources(0.5), RoleResources(1.0)
 
@@ -59,6 +59,32 @@ def test_gpu_shares_do_not_straddle(share, gpus, fits):
     else:
         with pytest.raises(ResourceError, match="may not straddle two GPUs"):
             plan(wanted, Resources(6, gpus), num_subjects=1)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "limit", "at_once"),
+    [(3.0, 8, 1), (5.9, 8, 1), (6.0, 8, 2), (24.0, 3, 3)],  # a trial: 1 + 2 * 2 * 0.5
+)
+def test_as_many_trials_run_at_once_as_fit(cpus, limit, at_once):
+    found = plan_trials(config(), Resources(cpus, 0), num_subjects=2, limit=limit)
+    assert found.at_once == at_once
+    assert sum(bundle["CPU"] for bundle in found.bundles()) == 3.0
+    assert len(found.bundles()) == 5
+    assert found.bundles()[0]["CPU"] == 1.0  # the trial's own process comes first
+    assert f"{at_once} trial" in found.table().splitlines()[-1]
+
+
+def test_sweep_of_which_no_trial_fits_says_how_much_one_needs():
+    with pytest.raises(ResourceError, match=r"one trial.*needs 3 logical CPUs, 2.9 are free") as no:
+        plan_trials(config(), Resources(2.9, 0), num_subjects=2, limit=8)
+    assert "runtime.num_cpus=3" in no.value.fix
+
+
+def test_trials_share_gpus_without_straddling_them():
+    wanted = config(server=RoleResources(0, 0.2), train=RoleResources(1, 0.5))  # 0.9 a trial
+    assert plan_trials(wanted, Resources(9, 2), num_subjects=1, limit=9).at_once == 2
+    with pytest.raises(ResourceError, match="may not straddle"):
+        plan_trials(wanted, Resources(9, 0), num_subjects=1, limit=9)
 
 
 @pytest.mark.parametrize(
