@@ -58,9 +58,7 @@ class TuneBackend(RayBackend):
 
     def tune(self, work: TrialWork, folders: Folders, search: Search) -> list[Outcome]:
         self.release_renderer()
-        ray.get([worker.rest.remote() for worker in self._workers])
-        while self._workers:  # preparation is over, and their share is the trials' now
-            ray.kill(self._workers.pop())
+        self._end_job_workers()  # preparation is over, and their share is the trials' now
         trial = ServedTrial(work, folders, self._config)
         return run_search(trial, search, self._trials, self._config, self._folder, self._console)
 
