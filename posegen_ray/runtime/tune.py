@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 import torch
 from ray import tune
 from ray.tune.logger import JsonLoggerCallback
