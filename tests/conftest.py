@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["RAY_AUTH_MODE"] = "disabled"
 sys.path.insert(0, str(Path(__file__).parent))  # for `import bodies`
+sys.path.insert(1, str(Path(__file__).parents[1] / "benchmarks"))  # for `import scaling`
 
 import pytest
 import torch

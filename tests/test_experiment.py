@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from processes import alive, descendants
 
 from posegen_ray.cli import main
 from posegen_ray.compose import read_config
@@ -269,23 +270,3 @@ def find_process(name: str, ancestor: int) -> int:
                 return pid
         time.sleep(0.2)
     pytest.fail(f"no process {name}")
-
-
-def descendants(ancestor: int) -> list[int]:
-    found = [ancestor]
-    for parent in found:
-        for file in (Path("/proc") / str(parent) / "task").glob("*/children"):
-            try:
-                found += map(int, file.read_text().split())
-            except OSError:
-                continue
-    return found
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that ended and waits to be reaped does not."""
-    try:
-        stat = (Path("/proc") / str(pid) / "stat").read_text()
-    except OSError:
-        return False
-    return stat.rsplit(")", 1)[1].split()[0] != "Z"

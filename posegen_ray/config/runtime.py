@@ -60,13 +60,15 @@ class StreamConfig:
     resources: RoleResources = field(default_factory=lambda: RoleResources(0.25, 0.0))
     actors: int = 1  # processes that draw samples, per train worker
     wait_s: float = 3600.0  # for a version of the generator to be published
+    deadline_s: float = 3600.0  # longest wait for a batch, the start of the actors included
 
     def __post_init__(self) -> None:
-        require(
-            self.actors >= 1 and self.wait_s > 0,
-            f"runtime.stream: actors={self.actors} and wait_s={self.wait_s} must be positive.",
-            "Use at least one actor and a waiting time in seconds.",
-        )
+        for name in ("actors", "wait_s", "deadline_s"):
+            require(
+                getattr(self, name) > 0,
+                f"runtime.stream.{name}={getattr(self, name)} must be positive.",
+                "Use at least one actor, and waiting times in seconds.",
+            )
 
 
 @dataclass
@@ -77,6 +79,7 @@ class RuntimeConfig:
     address: str = ""  # of a running cluster; empty: RAY_ADDRESS if set, else a private local one
     num_cpus: int = 6  # logical slots of a private cluster; more than cores is fine, work is shared
     num_gpus: int = 0  # GPUs of a private cluster
+    scale_up_s: float = 0.0  # how long a cluster's autoscaler may take to start missing machines
     object_store_mb: int = 300
     dashboard: bool = False
     temp_folder: str = ""  # Ray's session folder; keep it short (unix socket paths)
@@ -84,7 +87,10 @@ class RuntimeConfig:
     train_resources: RoleResources = field(default_factory=lambda: RoleResources(1.0, 0.0))
     job_workers: int = 2  # processes that fit, draw, fine-tune and predict, one job each at a time
     job_resources: RoleResources = field(default_factory=lambda: RoleResources(0.5, 0.0))
+    job_silence_s: float = 7200.0  # longest time in which no job makes progress
+    job_start_s: float = 300.0  # longest time in which a job worker's process cannot be reached
     max_train_failures: int = 3  # train worker deaths survived by resuming from the checkpoint
+    train_start_s: float = 300.0  # for train workers to find their place and start
     threads: int = 1  # numeric threads in every process
     render: RenderServerConfig = field(default_factory=RenderServerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
@@ -101,6 +107,10 @@ class RuntimeConfig:
             ("train_workers", 1),
             ("job_workers", 1),
             ("max_train_failures", 0),
+            ("scale_up_s", 0),
+            ("job_silence_s", 1),
+            ("job_start_s", 1),
+            ("train_start_s", 1),
             ("threads", 1),
         ):
             require(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import os
 import threading
 import time
 import warnings
@@ -16,7 +13,6 @@ from typing import Any
 
 import ray
 import torch
-from ray.util import ActorPool
 from torch import Tensor
 
 from posegen_ray.config import RunConfig, StreamConfig
@@ -26,8 +22,10 @@ from posegen_ray.errors import ResourceError
 from posegen_ray.jobs import training_people
 from posegen_ray.local import Job, Keep, MakeLoop, Shared, stream_plan
 from posegen_ray.records import Samples
+from posegen_ray.runtime.capacity import find_places
 from posegen_ray.runtime.generator_store import GeneratorStore
-from posegen_ray.runtime.placement import Resources, plan
+from posegen_ray.runtime.job_workers import JobWorkers, give_memory_back
+from posegen_ray.runtime.placement import JOB, RENDER, Node, Plan
 from posegen_ray.runtime.render_pool import RenderPool, start_pool
 from posegen_ray.runtime.session import RaySession
 from posegen_ray.runtime.stream import sample_stream
@@ -36,6 +34,7 @@ from posegen_ray.studio import Drawer, Folders, RenderSource
 from posegen_ray.training import TrainingResult
 
 _POLL_S = 0.3
+_FETCH_S = 300.0  # for a shared tensor to come from another machine
 
 
 class RayBackend:
@@ -50,27 +49,21 @@ class RayBackend:
         self._console = console
         self._session = RaySession(config.runtime)
         self._pool: tuple[Folders, RenderPool] | None = None
-        self._workers: list[Any] = []
+        self._workers: JobWorkers | None = None
 
     def __enter__(self) -> RayBackend:
         torch.set_num_threads(self._config.runtime.threads)
         self._console.say("starting Ray …")
         self._session.__enter__()
         try:
-            if self._serving:
-                free = self._session.resources()
-                subject = self._config.subject
-                count = len(subject.names) or len(training_people(self._config))
-                self._console.say(self._plan(free, count))
+            plan = self._plan()
+            self._server_nodes: tuple[Node, ...] = plan.nodes_of(RENDER)
+            self._job_nodes: tuple[Node, ...] = plan.nodes_of(JOB)
             self._progress = _Progress.options(num_cpus=0).remote()
         except BaseException:
             self._session.__exit__(None, None, None)
             raise
         return self
-
-    def _plan(self, free: Resources, num_subjects: int) -> str:
-        """Refuses, or says, what will run."""
-        return plan(self._config.runtime, free, num_subjects).table()
 
     def __exit__(
         self,
@@ -84,44 +77,21 @@ class RayBackend:
         self, jobs: Sequence[Job], label: str, unit: str, keep: Keep | None = None
     ) -> list[Any]:
         results: list[Any] = [None] * len(jobs)
-        with self._bar(label, sum(job.size for job in jobs), unit) as advance:
-            # long-lived workers: a task's process might be a new one each time, and importing
-            # torch and building a studio takes longer than most jobs
-            pool = ActorPool(self._job_workers())
-            finished = pool.map_unordered(
-                lambda worker, item: worker.run.remote(*item, advance), list(enumerate(jobs))
-            )
-            try:
-                for number, result in finished:
-                    results[number] = result
-                    if keep is not None:
-                        keep(number, result)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            except ray.exceptions.RayError as error:
-                raise ResourceError(
-                    f"A job worker was lost again and again during {label}: "
-                    f"{str(error).strip().splitlines()[-1]}",
-                    "If memory ran out, lower runtime.job_workers; then go on with "
-                    "resume=<run folder>.",
-                ) from error
-        for worker in self._workers:
-            worker.rest.remote()
-        _give_memory_back()
+        if self._workers is None:
+            self._workers = JobWorkers(self._config.runtime, self._job_nodes)
+        with self._bar(label, sum(job.size for job in jobs), unit) as bar:
+            for number, result in self._workers.run(jobs, bar.advance, bar.done, label):
+                results[number] = result
+                if keep is not None:
+                    keep(number, result)
+        give_memory_back()
         return results
-
-    def _job_workers(self) -> list[Any]:
-        if not self._workers:
-            share = self._config.runtime.job_resources
-            worker = _JobWorker.options(num_cpus=share.num_cpus, num_gpus=share.num_gpus)
-            self._workers = [worker.remote() for _ in range(self._config.runtime.job_workers)]
-        return self._workers
 
     def _end_job_workers(self) -> None:
         """A rested worker still holds the libraries' 0.5 GB and its studio's 0.2."""
-        for worker in self._workers:
-            ray.kill(worker)
-        self._workers = []
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
     def share(self, value: Tensor) -> Shared[Tensor]:
         return _InStore(ray.put(value.numpy()))
@@ -133,7 +103,11 @@ class RayBackend:
             config = self._config
             with self._console.phase("servers", f"starting render servers for {len(paths)} people"):
                 pool = start_pool(
-                    config.runtime.render, paths, config.renderer, threads=config.runtime.threads
+                    config.runtime.render,
+                    paths,
+                    config.renderer,
+                    threads=config.runtime.threads,
+                    nodes=self._server_nodes,
                 )
             self._pool = (folders, pool)
         return self._pool[1]
@@ -152,9 +126,9 @@ class RayBackend:
         stream = RayStream(self._config, drawer, store, seed)
         if local_checkpoints(folder):
             self._console.say("  from its first round: the checkpoints there are not Ray's")
-        with self._bar("training", training.rounds * training.steps_per_round, "step") as advance:
+        with self._bar("training", training.rounds * training.steps_per_round, "step") as bar:
             result = fit_with_ray(
-                make_loop(stream, advance),
+                make_loop(stream, bar.advance),
                 self._config.runtime,
                 str(folder.parent.absolute()),
                 folder.name,
@@ -163,6 +137,24 @@ class RayBackend:
             )
         assert isinstance(result.value, TrainingResult)
         return result.value
+
+    def _plan(self) -> Plan:
+        """Refuses, or says, what will run."""
+        plan = self._find_places(training=self._serving)
+        self._console.say(plan.table())
+        return plan
+
+    def _find_places(self, training: bool) -> Plan:
+        return find_places(
+            self._config.runtime,
+            self._subjects() if self._serving else 0,
+            training,
+            self._session.private,
+            self._console.say,
+        )
+
+    def _subjects(self) -> int:
+        return len(self._config.subject.names) or len(training_people(self._config))
 
     def _bar(self, label: str, total: int, unit: str) -> _Bar:
         return _Bar(self._console, self._progress, label, total, unit)
@@ -193,30 +185,18 @@ class _InStore:
     reference: Any
 
     def get(self) -> Tensor:
-        array = ray.get(self.reference)
+        try:
+            array = ray.get(self.reference, timeout=_FETCH_S)
+        except ray.exceptions.RayError as error:
+            raise ResourceError(
+                f"Shared images could not be read within {_FETCH_S:g} s: "
+                f"{str(error).strip().splitlines()[-1]}",
+                "The machine that held them was lost, or its network is slow; go on with "
+                "resume=<run folder>.",
+            ) from error
         with warnings.catch_warnings():  # the store's arrays are read-only, and are only read
             warnings.simplefilter("ignore")
             return torch.from_numpy(array)
-
-
-@ray.remote(max_restarts=-1, max_task_retries=3)
-class _JobWorker:
-    """Runs any job; a job asks for nothing but itself, so a lost one is simply done again."""
-
-    def run(self, number: int, job: Job, advance: _Advance) -> tuple[int, Any]:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        return number, job.run(advance)
-
-    def rest(self) -> None:
-        _give_memory_back()
-
-
-def _give_memory_back() -> None:
-    """Returns freed memory to the system: glibc would keep hundreds of MB for its process alone."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 @ray.remote
@@ -248,24 +228,30 @@ class _Bar:
     """A progress bar on the driver that follows work in other processes."""
 
     def __init__(self, console: Console, actor: Any, label: str, total: int, unit: str) -> None:
-        self._advance = _Advance(actor, f"{label}/{time.monotonic_ns()}")
+        self.advance = _Advance(actor, f"{label}/{time.monotonic_ns()}")
         self._bar = console.bar(label, total, unit)
+        self._done = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> _Advance:
+    def __enter__(self) -> _Bar:
         self._thread.start()
-        return self._advance
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join(timeout=5)
         self._bar.close()
 
+    def done(self) -> int:
+        """How many units were reported, as far as is known."""
+        return self._done
+
     def _follow(self) -> None:
         while not self._over.wait(_POLL_S):
             try:
-                done = ray.get(self._advance.actor.done.remote(self._advance.name), timeout=5)
+                done = ray.get(self.advance.actor.done.remote(self.advance.name), timeout=5)
             except ray.exceptions.RayError:
                 continue  # a bar that stands still harms nobody
-            self._bar.update(done - self._bar.n)
+            self._bar.update(done - self._done)
+            self._done = done

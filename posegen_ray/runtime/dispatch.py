@@ -93,7 +93,7 @@ def carry_out(
                 team = replicas[calls[index].group]
                 team.in_flight[number] -= 1
                 try:
-                    answers[index] = ray.get(reference)
+                    answers[index] = ray.get(reference, timeout=deadline_s)  # it may have to move
                 except exceptions.RayError as error:
                     _recover(error, calls[index], attempts[index], max_attempts, team, number)
                     waiting[calls[index].group].appendleft(index)

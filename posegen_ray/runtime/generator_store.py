@@ -88,9 +88,13 @@ class GeneratorStore:
         folder: where versions are written too, so that the store survives its process.
         keep: how many of the newest versions stay readable.
         clear: forget what an earlier run left in the folder (a fresh start, not a resumed one).
+        patience_s: longest time for an answer, a restart of its process included.
     """
 
-    def __init__(self, folder: Path, keep: int = 4, clear: bool = False) -> None:
+    def __init__(
+        self, folder: Path, keep: int = 4, clear: bool = False, patience_s: float = 120.0
+    ) -> None:
+        self._patience_s = patience_s
         if clear:  # here, not in the actor: its restarts must not forget
             for file in Path(folder).glob("generator_*.safetensors"):
                 file.unlink()
@@ -99,7 +103,7 @@ class GeneratorStore:
     def publish(self, version: int, state: Mapping[str, Tensor]) -> None:
         """Makes a version readable. Publishing a version again (after a resume) replaces it."""
         arrays = {name: _array(values) for name, values in state.items()}
-        ray.get(self._actor.publish.remote(version, arrays))
+        self._ask(self._actor.publish.remote(version, arrays), f"version {version} to be kept")
 
     def wait(self, version: int, seconds: float) -> dict[str, Tensor]:
         """The weights of exactly this version, as soon as they are there.
@@ -107,17 +111,29 @@ class GeneratorStore:
         Raises:
             TrainingError: not published in time, or no longer kept.
         """
-        try:
-            (reference,) = ray.get(self._actor.wait.remote(version, seconds))
-        except exceptions.RayTaskError as error:
-            raise_cause(error)
-            raise
-        arrays = ray.get(reference)
+        what = f"version {version}"
+        (reference,) = self._ask(self._actor.wait.remote(version, seconds), what, seconds)
+        arrays = self._ask(reference, what)
         return {name: torch.tensor(values) for name, values in arrays.items()}
 
     def versions(self) -> list[int]:
         """The versions that can be read now."""
-        return ray.get(self._actor.versions.remote())
+        return self._ask(self._actor.versions.remote(), "its list of versions")
+
+    def _ask(self, reference: Any, what: str, seconds: float = 0.0) -> Any:
+        """An answer, within the time that it takes by itself and the store's own patience."""
+        limit = seconds + self._patience_s
+        try:
+            return ray.get(reference, timeout=limit)
+        except exceptions.RayTaskError as error:
+            raise_cause(error)
+            raise
+        except (exceptions.GetTimeoutError, exceptions.RayActorError) as error:
+            raise TrainingError(
+                f"The generator store did not answer within {limit:g} s ({what}).",
+                "Its process was lost and could not start again, or its folder hangs: see whether "
+                "the run folder's disk answers, then go on with resume=<run folder>.",
+            ) from error
 
 
 def _array(values: Tensor) -> NDArray[Any]:

@@ -23,13 +23,14 @@ from posegen_ray.config import RenderServerConfig
 from posegen_ray.errors import PosegenError, RenderError, ResourceError
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult
 from posegen_ray.runtime.dispatch import Call, Group, Replicas, carry_out, raise_cause
-from posegen_ray.runtime.placement import server_groups
+from posegen_ray.runtime.placement import Node, server_groups
 from posegen_ray.runtime.render_server import (
     ArrayRenderer,
     RenderServer,
     ServerHealth,
     SubjectFactory,
 )
+from posegen_ray.runtime.scheduling import on_node
 from posegen_ray.runtime.wire import (
     FloatArray,
     RequestArrays,
@@ -52,8 +53,9 @@ class ServerSpec:
     subjects: Group
     factory: Callable[[], ArrayRenderer]
     config: RenderServerConfig
+    nodes: tuple[Node, ...] = ()  # of the replicas; where none is named Ray chooses
 
-    def start(self, life: str) -> Any:
+    def start(self, life: str, replica: int = 0) -> Any:
         """A server under this name; an existing one of that name is used instead."""
         resources = self.config.resources
         options = RenderServer.options(
@@ -61,6 +63,7 @@ class ServerSpec:
             get_if_exists=True,
             num_cpus=resources.num_cpus,
             num_gpus=resources.num_gpus,
+            **on_node(self.nodes, replica),
         )
         return options.remote(self.subjects, self.factory)
 
@@ -75,7 +78,7 @@ class RenderPool:
         self._lives = [[0] * self._config.replicas for _ in specs]
         self._home = {s: number for number, spec in enumerate(specs) for s in spec.subjects}
         self._servers = [
-            [spec.start(self._life(g, r)) for r in range(self._config.replicas)]
+            [spec.start(self._life(g, r), r) for r in range(self._config.replicas)]
             for g, spec in enumerate(specs)
         ]
 
@@ -175,7 +178,7 @@ class RenderPool:
     def _replacer(self, group: int) -> Callable[[int], Any]:
         def replace(replica: int) -> Any:
             self._lives[group][replica] += 1  # all clients count alike, so they meet the same one
-            return self._specs[group].start(self._life(group, replica))
+            return self._specs[group].start(self._life(group, replica), replica)
 
         return replace
 
@@ -189,6 +192,7 @@ def start_pool(
     renderer: RendererConfig,
     name: str = "render",
     threads: int = 1,
+    nodes: Sequence[Node] = (),
 ) -> RenderPool:
     """Starts the servers of these subjects and waits until all have loaded.
 
@@ -198,6 +202,7 @@ def start_pool(
         renderer: how to render.
         name: begins the servers' names in the cluster.
         threads: numeric threads in a server.
+        nodes: where the servers go, a group's replicas one after the other; see `placement`.
 
     Raises:
         SubjectError: a subject is missing or broken.
@@ -209,8 +214,9 @@ def start_pool(
             group,
             SubjectFactory({s: str(folders[s]) for s in group}, renderer, device, threads),
             config,
+            tuple(nodes[number * config.replicas : (number + 1) * config.replicas]),
         )
-        for group in server_groups(list(folders), config.subjects_per_server)
+        for number, group in enumerate(server_groups(list(folders), config.subjects_per_server))
     ]
     return start_servers(specs, name)
 

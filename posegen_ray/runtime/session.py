@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.errors import ResourceError
-from posegen_ray.runtime.placement import Resources
 
 # Read by Ray's own processes: quicker reaction to dead workers, and no noise about the dashboard's
 # absence. A user's own values win.
@@ -25,8 +25,10 @@ _RAY_SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a submitted job may set the same variables
     "RAY_memory_monitor_refresh_ms": "1000",
 }
+_CONNECT_S = 5.0  # to a running cluster
 # Handed on to every worker when set here.
 _INHERITED = ("POSEGEN_CACHE", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
@@ -42,12 +44,19 @@ class RaySession:
         self._config = config
         self._address = config.address or os.environ.get("RAY_ADDRESS", "")
 
+    @property
+    def private(self) -> bool:
+        """Whether the cluster is this run's own."""
+        return not self._address
+
     def __enter__(self) -> RaySession:
         for name, value in _RAY_SETTINGS.items():
             os.environ.setdefault(name, value)
         if not self._address:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
             _listen_on_loopback()
+        else:
+            _check_reachable(self._address)
         import ray
 
         options: dict[str, Any] = {
@@ -62,10 +71,7 @@ class RaySession:
             else:
                 ray.init(address="local", **options, **self._private_options())
         except ConnectionError as error:
-            raise ResourceError(
-                f"No Ray cluster answers at {self._address!r} ({error}).",
-                "Start one (cluster/README.md), or unset RAY_ADDRESS and runtime.address.",
-            ) from error
+            raise _unreachable(self._address, error) from error
         logging.getLogger("ray.train").setLevel(logging.ERROR)
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         return self
@@ -81,15 +87,9 @@ class RaySession:
         with _interrupts_ignored():  # a second Ctrl-C must not leave processes behind
             ray.shutdown()
 
-    def resources(self) -> Resources:
-        """What is free for us now."""
-        import ray
-
-        free = ray.available_resources()
-        return Resources(free.get("CPU", 0.0), free.get("GPU", 0.0))
-
     def _private_options(self) -> dict[str, Any]:
         config = self._config
+        _check_gpus(config.num_gpus)
         options: dict[str, Any] = {
             "num_cpus": config.num_cpus,
             "num_gpus": config.num_gpus,
@@ -116,6 +116,49 @@ def _listen_on_loopback() -> None:
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _check_gpus(wanted: int) -> None:
+    """Ray believes any number, and processes would fail one by one."""
+    if wanted == 0:
+        return
+    import torch
+
+    there = torch.cuda.device_count()
+    if there < wanted:
+        raise ResourceError(
+            f"runtime.num_gpus={wanted}, but PyTorch can use {there} GPUs of this machine.",
+            "Choose runtime=laptop (no GPU), runtime=one_gpu, or set runtime.num_gpus.",
+        )
+
+
+def _check_reachable(address: str) -> None:
+    """Raises ResourceError unless a Ray head answers there (at once, or after some 40 s of silence;
+    `ray.init` would try for a quarter of an hour)."""
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+    from ray._raylet import GcsClient
+    from ray.exceptions import RayError
+
+    client = address.startswith("ray://")
+    try:
+        target = address.removeprefix("ray://")
+        if not client:
+            target = canonicalize_bootstrap_address_or_die(address)
+        host, _, port = target.rpartition(":")
+        socket.create_connection((host, int(port)), _CONNECT_S).close()
+        if not client:
+            GcsClient(address=target)
+    except (OSError, ValueError, RayError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str, error: Exception) -> ResourceError:
+    reason = str(error).strip().split(". ")[0]  # Ray's advice is for those who call it directly
+    return ResourceError(
+        f"No Ray cluster answers at {address!r} ({reason}).",
+        "Start one, or unset RAY_ADDRESS and runtime.address. Where it asks for a token, set "
+        "RAY_AUTH_MODE=token (cluster/README.md).",
+    )
 
 
 def worker_environment(config: RuntimeConfig) -> dict[str, str]:

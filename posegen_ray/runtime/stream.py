@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -20,8 +22,10 @@ from posegen_ray.config import StreamConfig
 from posegen_ray.errors import PosegenError, ResourceError
 from posegen_ray.local import DrawBatch
 from posegen_ray.records import Samples
+from posegen_ray.runtime.capacity import free_nodes
 from posegen_ray.runtime.columns import Columns, from_columns, to_columns
 from posegen_ray.runtime.generator_store import GeneratorStore
+from posegen_ray.runtime.placement import STREAM, Share, place
 
 _PATIENCE = 20  # seconds
 _ERROR = "error"  # a column that holds a pickled PosegenError instead of samples
@@ -71,10 +75,57 @@ def sample_stream(
     )
     # No prefetching: a prefetched batch of the next round would wait for a version that the caller
     # publishes only after this batch. Stream actors draw ahead in any case.
-    for columns in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+    drawn = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)
+    for batch in _in_time(iter(drawn), config.deadline_s):
+        columns = cast(Columns, batch)
         if _ERROR in columns:
-            raise pickle.loads(cast(Columns, columns)[_ERROR][0])
-        yield from_columns(cast(Columns, columns))
+            raise pickle.loads(columns[_ERROR][0])
+        yield from_columns(columns)
+
+
+def _in_time(batches: Iterator[Any], deadline_s: float) -> Iterator[Any]:
+    """The same batches; Ray Data itself would wait for ever.
+
+    Raises:
+        ResourceError: one took longer than `deadline_s`.
+    """
+    over = object()
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+
+    def draw() -> None:
+        while asked.get():
+            try:
+                answers.put((next(batches, over), None))
+            except BaseException as error:
+                answers.put((over, error))
+
+    # a thread of our own: one of a pool would keep the process from ending while it hangs
+    threading.Thread(target=draw, daemon=True).start()
+    try:
+        while True:
+            asked.put(True)
+            try:
+                batch, error = answers.get(timeout=deadline_s)
+            except queue.Empty:
+                raise _late(deadline_s) from None
+            if error is not None:
+                raise error
+            if batch is over:
+                return
+            yield batch
+    finally:
+        asked.put(False)
+
+
+def _late(deadline_s: float) -> ResourceError:
+    free = ray.available_resources()
+    return ResourceError(
+        f"The sample stream gave no batch within {deadline_s:g} s; {free.get('CPU', 0):g} logical "
+        f"CPUs and {free.get('GPU', 0):g} GPUs are free.",
+        "Its actors found no place (runtime.stream.resources), a render server hangs, or a batch "
+        "takes so long: then raise runtime.stream.deadline_s.",
+    )
 
 
 class _Drawer:
@@ -100,19 +151,19 @@ class _Drawer:
 
 def _check_resources(config: StreamConfig) -> None:
     """Waits a little: the stream of a worker that was killed gives its share back late."""
-    share = config.resources
-    cpus, gpus = share.num_cpus * config.actors, share.num_gpus * config.actors
+    share = Share(STREAM, config.actors, config.resources)
     for _ in range(_PATIENCE):
-        free = ray.available_resources()
-        if free.get("CPU", 0.0) + 1e-6 >= cpus and free.get("GPU", 0.0) + 1e-6 >= gpus:
+        nodes = free_nodes()
+        if not place([share], nodes)[0].homeless:
             return
         total = ray.cluster_resources()
-        if total.get("CPU", 0.0) < cpus or total.get("GPU", 0.0) < gpus:
+        if total.get("CPU", 0.0) < share.cpus or total.get("GPU", 0.0) < share.gpus:
             break
         time.sleep(1.0)
+    cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
     raise ResourceError(
-        f"The sample stream needs {cpus:g} logical CPUs and {gpus:g} GPUs; "
-        f"{free.get('CPU', 0.0):g} and {free.get('GPU', 0.0):g} are free.",
+        f"The sample stream needs {share.cpus:g} logical CPUs and {share.gpus:g} GPUs; "
+        f"{cpus:g} and {gpus:g} are free on {len(nodes)} node(s).",
         "Raise runtime.num_cpus, or lower runtime.stream.resources, runtime.stream.actors or "
         "another role's share.",
     )

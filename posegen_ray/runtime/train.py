@@ -5,6 +5,7 @@ Knows nothing about what is trained; the loop sees a `TrainContext` and cannot t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -17,8 +18,9 @@ from torch import Tensor, distributed
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.context import TrainLoop
-from posegen_ray.errors import CheckpointError, PosegenError, TrainingError
+from posegen_ray.errors import CheckpointError, PosegenError, ResourceError, TrainingError
 
+_REPORT_S = 600.0  # for the controller to keep a checkpoint
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # what Ray Train resumes from
 
 
@@ -55,7 +57,7 @@ class RayContext:
         saved = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
         ray.train.report(dict(metrics), checkpoint=saved)
         # The controller learns of it later; a worker that dies before would lose the round.
-        ray.train.get_all_reported_checkpoints()
+        ray.train.get_all_reported_checkpoints(timeout_s=_REPORT_S)
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         if self.world_size == 1:
@@ -123,6 +125,7 @@ def fit_with_ray(
     Raises:
         CheckpointError: `resume` is off and an earlier run is there.
         PosegenError: what the loop raised.
+        ResourceError: the workers found no place within `config.train_start_s`.
         TrainingError: the workers failed too often.
     """
     import ray.train
@@ -136,6 +139,7 @@ def fit_with_ray(
             "Continue it with resume=<run folder>, or choose or empty another run folder.",
         )
     share = config.train_resources
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.train_start_s:g}"
     trainer = TorchTrainer(
         _work,
         # as bytes: the controller, which only passes it on, need not import all that it uses
@@ -149,7 +153,10 @@ def fit_with_ray(
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=config.max_train_failures),
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=config.max_train_failures,
+                controller_failure_limit=config.max_train_failures,  # else it tries for ever
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
         ),
     )
@@ -202,7 +209,21 @@ def _work(settings: dict[str, Any]) -> Any:
 
 
 def _explained(error: Exception, config: RuntimeConfig) -> PosegenError:
+    import ray
+
     failures = getattr(error, "worker_failures", {})
+    cause = getattr(error, "controller_failure", None)
+    if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+        share = config.train_resources
+        free = ray.available_resources()
+        return ResourceError(
+            f"{config.train_workers} train workers of {share.num_cpus:g} logical CPUs and "
+            f"{share.num_gpus:g} GPUs each did not start within {config.train_start_s:g} s, tried "
+            f"{config.max_train_failures + 1} time(s); {free.get('CPU', 0):g} and "
+            f"{free.get('GPU', 0):g} are free now.",
+            "If a machine was lost, add one or lower runtime.train_workers; then go on with "
+            "resume=<run folder>. Slow machines may need a larger runtime.train_start_s.",
+        )
     for failure in failures.values():
         for cause in (failure, getattr(failure, "cause", None)):
             if isinstance(cause, PosegenError):

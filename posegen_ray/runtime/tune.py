@@ -26,9 +26,11 @@ from posegen_ray.config import ParameterConfig, RunConfig, TuneConfig
 from posegen_ray.console import Console
 from posegen_ray.context import GroupOfOne
 from posegen_ray.runtime.backend import RayBackend
-from posegen_ray.runtime.placement import Resources, TrialPlan, plan, plan_trials
+from posegen_ray.runtime.capacity import free_nodes
+from posegen_ray.runtime.placement import Plan
 from posegen_ray.runtime.render_pool import start_pool
 from posegen_ray.runtime.train import local_folder
+from posegen_ray.runtime.trial_placement import TrialPlan, plan_trials
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Folders
 from posegen_ray.tuning import OBJECTIVE, ROUND, SEED, Outcome, Point, Search, TrialWork
@@ -48,12 +50,12 @@ class TuneBackend(RayBackend):
         super().__enter__()
         return self
 
-    def _plan(self, free: Resources, num_subjects: int) -> str:
-        runtime = self._config.runtime
-        preparing = plan(runtime, free, num_subjects, training=False)
+    def _plan(self) -> Plan:
+        preparing = self._find_places(training=False)
         limit = self._config.tune.at_once or self._config.n_trials
-        self._trials = plan_trials(runtime, free, num_subjects, limit)
-        return f"{preparing.table()}\n{self._trials.table()}"
+        self._trials = plan_trials(self._config.runtime, free_nodes(), self._subjects(), limit)
+        self._console.say(f"{preparing.table()}\n{self._trials.table()}")
+        return preparing
 
     def tune(self, work: TrialWork, folders: Folders, search: Search) -> list[Outcome]:
         self.release_renderer()
@@ -122,7 +124,7 @@ def run_search(
     for name, value in _TUNE_SETTINGS.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    device = "cuda" if share.shares[0].resources.num_gpus > 0 else "cpu"
+    device = "cuda" if share.trial.shares[0].resources.num_gpus > 0 else "cpu"
     trainable = tune.with_resources(
         tune.with_parameters(_train, trial=trial, device=device),
         tune.PlacementGroupFactory(share.bundles(), strategy="PACK"),

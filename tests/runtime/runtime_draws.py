@@ -46,3 +46,11 @@ class JitterDraw:
     def __call__(self, state: dict[str, Tensor], seeds: Sequence[int]) -> Samples:
         time.sleep(numpy_stream(seeds[0]).uniform(0, 0.4))
         return make_samples(state, seeds)
+
+
+class SlowDraw:
+    """Takes longer than anybody wants to wait."""
+
+    def __call__(self, state: dict[str, Tensor], seeds: Sequence[int]) -> Samples:
+        time.sleep(4)
+        return make_samples(state, seeds)

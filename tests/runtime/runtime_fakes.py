@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -119,3 +120,19 @@ class CountingActor:
 
     def peak(self) -> int:
         return self._peak
+
+
+@dataclass
+class PauseJob:
+    """Takes its time, then answers or fails."""
+
+    pause_s: float
+    answer: int = 0
+    error: Exception | None = None
+    size: int = 1
+
+    def run(self, advance):
+        time.sleep(self.pause_s)
+        if self.error is not None:
+            raise self.error
+        return self.answer

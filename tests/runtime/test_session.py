@@ -1,16 +1,51 @@
+import time
+
 import pytest
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.errors import ResourceError
+from posegen_ray.runtime.capacity import find_places, free_nodes
 from posegen_ray.runtime.session import RaySession, worker_environment
 
 
-def test_resources_are_the_configured_slots(ray_session):
+def test_the_node_has_the_configured_slots(ray_session):
     import ray
 
     assert ray.cluster_resources()["CPU"] == 6
-    assert ray_session.resources().cpus <= 6
-    assert ray.util.get_node_ip_address() == "127.0.0.1"  # nothing listens to the network
+    (node,) = free_nodes()
+    assert 0 <= node.cpus <= 6
+    assert (node.gpus, node.name) == (0, "127.0.0.1")  # nothing listens to the network
+    assert ray_session.private
+
+
+def test_plan_that_cannot_fit_is_refused_before_any_actor_starts(ray_session):
+    from ray._private.state import actors
+
+    before = len(actors())
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match=r"(?s)needs .* logical CPUs, .* are free.*no place"):
+        find_places(RuntimeConfig(job_workers=64), 6, training=True, private=False)
+    assert time.monotonic() - start < 5
+    assert len(actors()) == before
+
+
+def test_cluster_that_does_not_answer_is_named_at_once():
+    start = time.monotonic()
+    with (
+        pytest.raises(ResourceError, match=r"No Ray cluster answers at '127.0.0.1:9'"),
+        RaySession(RuntimeConfig(address="127.0.0.1:9")),
+    ):
+        pass
+    assert time.monotonic() - start < 10
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with (
+        pytest.raises(ResourceError, match=r"num_gpus=99, but PyTorch can use \d+ GPUs"),
+        RaySession(RuntimeConfig(num_gpus=99)),
+    ):
+        pass
 
 
 def test_workers_get_threads_and_caches(monkeypatch, tmp_path):

@@ -1,3 +1,5 @@
+import os
+import signal
 import threading
 import time
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from runtime_draws import JitterDraw, make_samples
+from runtime_draws import JitterDraw, SlowDraw, make_samples
 
 from posegen_ray.config import RoleResources, StreamConfig
 from posegen_ray.errors import ResourceError, TrainingError
@@ -86,6 +88,25 @@ def test_stream_without_free_cpus_says_so_instead_of_hanging(store):
     config = StreamConfig(resources=RoleResources(64))
     with pytest.raises(ResourceError, match=r"needs 64 logical CPUs .* are free"):
         next(sample_stream(PLAN, JitterDraw(), store, config))
+
+
+def test_stream_that_hangs_is_an_error_not_a_wait(store):
+    store.publish(0, state(0))
+    config = StreamConfig(resources=RoleResources(0.25), deadline_s=0.5)
+    with pytest.raises(ResourceError, match=r"gave no batch within 0.5 s"):
+        next(sample_stream(PLAN, SlowDraw(), store, config))
+
+
+def test_store_that_hangs_is_an_error_not_a_wait(ray_session, tmp_path):
+    store = GeneratorStore(tmp_path / "generator", patience_s=1)
+    process = ray.get(store._actor.__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(process, signal.SIGSTOP)
+    try:
+        for ask in (lambda: store.publish(0, state(0)), lambda: store.wait(0, 0.2), store.versions):
+            with pytest.raises(TrainingError, match=r"store did not answer within 1(\.2)? s"):
+                ask()
+    finally:
+        os.kill(process, signal.SIGCONT)
 
 
 def test_seeds_depend_on_round_and_place_alone():

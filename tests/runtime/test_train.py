@@ -4,7 +4,7 @@ from runtime_loops import QuadraticLoop
 
 from posegen_ray.config import RoleResources, RuntimeConfig
 from posegen_ray.context import LocalContext, local_checkpoints
-from posegen_ray.errors import CheckpointError, TrainingError
+from posegen_ray.errors import CheckpointError, ResourceError, TrainingError
 from posegen_ray.runtime.train import fit_with_ray
 
 CONFIG = RuntimeConfig(train_workers=2, train_resources=RoleResources(0.5), max_train_failures=1)
@@ -55,3 +55,11 @@ def _check_continuation(runs):
         fit_with_ray(QuadraticLoop(5), alone, str(runs))
     with pytest.raises(TrainingError, match="round 4 were not finite"):
         fit_with_ray(QuadraticLoop(5, fail=True), alone, str(runs), resume=True)
+
+
+def test_workers_without_a_place_are_an_error_not_a_wait(ray_session, tmp_path):
+    config = RuntimeConfig(
+        train_workers=2, train_resources=RoleResources(64), train_start_s=1, max_train_failures=0
+    )
+    with pytest.raises(ResourceError, match=r"2 train workers of 64 .* did not start within 1 s"):
+        fit_with_ray(QuadraticLoop(1), config, str(tmp_path))
