@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 from feedback import measure, prepare
 
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.compose import compose_config
 from posegen_ray.console import Console
-from posegen_ray.estimators import build_estimator
+from posegen_ray.estimators import BlackBox, build_estimator
 from posegen_ray.estimators.blackbox import litert_blazepose
 
 
@@ -27,7 +28,9 @@ def main(arguments: Sequence[str]) -> None:
     config = compose_config(["runtime=inprocess", *arguments[2:]])
     console = Console()
     studio, render = prepare(config, console)
-    estimator = litert_blazepose() if how == "score" else build_estimator(config.estimator)
+    estimator = build_estimator(config.estimator)
+    if how == "score":
+        estimator = BlackBox(litert_blazepose, LIMB_JOINT_NAMES, estimator.crop, "LiteRT")
     if how == "without":
         config.feedback.weight = 0.0
     row = measure(config, studio, render, estimator, seed, console, how)

@@ -1,6 +1,6 @@
 """What estimators cost: time and memory of forward and backward at batch 8.
 
-    python benchmarks/estimators.py [threads]
+    python benchmarks/estimators.py [threads] [part of a name] [passes of each kind]
 
 Random weights in the published sizes, random arrays for SMPL. Each estimator runs in a process
 of its own; the first pass of each kind is not counted.
@@ -61,7 +61,7 @@ ESTIMATORS: dict[str, Callable[[], PoseEstimator]] = {
 }
 
 
-def measure(name: str, threads: int) -> None:
+def measure(name: str, threads: int, rounds: int) -> None:
     """Prints a row: ms a batch forward, with the image's gradient, with all gradients; memory."""
     torch.set_num_threads(threads)
     estimator = ESTIMATORS[name]()
@@ -72,7 +72,7 @@ def measure(name: str, threads: int) -> None:
         estimator.requires_grad_(to_weights)
         images.requires_grad_(to_image)
         start = 0.0
-        for number in range(ROUNDS + 1):
+        for number in range(rounds + 1):
             if number == 1:
                 start = time.perf_counter()
             with torch.set_grad_enabled(to_image):
@@ -86,7 +86,7 @@ def measure(name: str, threads: int) -> None:
                 loss.backward()
                 images.grad = None
                 estimator.zero_grad()
-        times.append((time.perf_counter() - start) / ROUNDS * 1000)
+        times.append((time.perf_counter() - start) / rounds * 1000)
         memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before)
     parameters = sum(p.numel() for p in estimator.parameters()) / 1e6
     cells = [f"{t:.0f}" for t in times] + [f"{memory[0]:.0f} / {memory[2]:.0f}"]
@@ -94,12 +94,12 @@ def measure(name: str, threads: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    threads = int(arguments[0]) if arguments else 2
+    threads, part, rounds = (*arguments, *("2", "", str(ROUNDS))[len(arguments) :])
     print("| batch 8 | parameters, M | forward, ms | + image | + weights | MB: forward / all |")
     print("|---|---|---|---|---|---|")
     context = multiprocessing.get_context("spawn")  # each with a memory peak of its own
-    for name in ESTIMATORS:
-        process = context.Process(target=measure, args=(name, threads))
+    for name in (name for name in ESTIMATORS if part in name):
+        process = context.Process(target=measure, args=(name, int(threads), int(rounds)))
         process.start()
         process.join()
 

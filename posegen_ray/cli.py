@@ -36,7 +36,8 @@ usage: posegen <command> [key=value ...]
              format=folder|parquet|webdataset|spin|bedlam); goes on where it was interrupted
   dataset    show DIR: pictures of such a set with its labels drawn (n=9 out=FILE.png)
   evaluate   test the estimators of a run again (run=DIR), or an estimator, or those of a run, on a
-             public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR)
+             public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR), or on people
+             marked in pictures (dataset=keypoints dataset.labels=FILE data_root=DIR)
   experiment several estimators before and after, on public test sets (experiment=paper
              estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
   tune       search for better settings, judged on validation images (tune=asha|optuna|random
@@ -126,7 +127,7 @@ def train(arguments: Sequence[str]) -> int:
     """Adversarial training without the comparison."""
     from posegen_ray.experiment import run_training
 
-    config, folder, console = _start_run(arguments)
+    config, folder, console = _start_run(arguments, compared=False)
     with _backend(config, folder, console) as backend:
         print(run_training(config, folder, backend, console))
     return 0
@@ -304,13 +305,13 @@ def _settings(arguments: Sequence[str]) -> tuple[RunConfig, Console]:
     return compose_config(arguments), Console()
 
 
-def _start_run(arguments: Sequence[str]) -> tuple[RunConfig, Path, Console]:
+def _start_run(arguments: Sequence[str], compared: bool = True) -> tuple[RunConfig, Path, Console]:
     """A new run folder, or the one named by resume= with the settings that it was started with."""
     from posegen_ray.experiment import open_run_folder
 
     config, console = _settings(arguments)
     overrides = [argument for argument in arguments if not argument.startswith("resume=")]
-    config, folder = open_run_folder(config, overrides, console.say)
+    config, folder = open_run_folder(config, overrides, console.say, compared)
     return config, folder, console
 
 

@@ -50,15 +50,34 @@ from posegen_ray.run import Run
 # --- run folders --------------------------------------------------------------------------------
 
 
+def check_run(config: RunConfig, compared: bool = True) -> None:
+    """Whether a run can begin with this estimator; opens none of its files.
+
+    Args:
+        compared: it is a comparison, whose arms are fine-tuned; not training alone.
+
+    Raises:
+        ConfigError, CheckpointError, AssetError: as `check_estimator`.
+    """
+    check_estimator(config.estimator, compared and set(config.experiment.arms) != {"baseline"})
+
+
 def open_run_folder(
-    config: RunConfig, overrides: Sequence[str], say: Callable[[str], None]
+    config: RunConfig,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+    compared: bool = True,
 ) -> tuple[RunConfig, Path]:
     """A fresh run folder, or the one that resume= names, with the settings it was started with.
 
     What lies in a fresh run's folder already is moved aside, never overwritten, and `say` is told.
 
+    Args:
+        compared: see `check_run`.
+
     Raises:
-        ConfigError: resume= names no run, or comes with settings that differ from the run's.
+        ConfigError: resume= names no run, or comes with settings that differ from the run's; or as
+            `check_run`.
         CheckpointError, AssetError: the estimator's files are missing.
         ResourceError: the folder cannot be written.
     """
@@ -72,9 +91,9 @@ def open_run_folder(
                 "change them.",
                 "Leave all settings but runtime=… out, or start a new run.",
             )
-        check_estimator(loaded.estimator)
+        check_run(loaded, compared)
         return replace(loaded, resume=str(folder), runtime=config.runtime), folder
-    check_estimator(config.estimator)
+    check_run(config, compared)
     folder = Path(config.run_dir)
     try:
         if folder.exists() and any(folder.iterdir()):

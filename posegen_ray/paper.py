@@ -23,7 +23,7 @@ from posegen_ray.errors import ConfigError
 from posegen_ray.evaluation.public import SmplMeshes
 from posegen_ray.evaluation.store import write_json
 from posegen_ray.evaluation.summary import SUMMARY_FILE, collect_versions
-from posegen_ray.experiment import open_run_folder, run_experiment
+from posegen_ray.experiment import check_run, open_run_folder, run_experiment
 from posegen_ray.local import Backend
 from posegen_ray.public_sets import evaluate_on_public_set, write_csv
 
@@ -54,8 +54,8 @@ def run_paper(overrides: Sequence[str], open_backend: OpenBackend, console: Cons
     Raises:
         ConfigError: no estimators or test sets are named, an unknown one, or a run folder that was
             started with other settings.
-        DataError, AssetError: as `evaluate_on_public_set`; for files that a test set itself needs,
-            before anything is trained.
+        DataError, AssetError, CheckpointError: as `evaluate_on_public_set`; for files that a test
+            set or an estimator needs, before anything is trained.
     """
     config = compose_config(overrides)
     if not config.estimators or not config.datasets or AFTER not in config.experiment.arms:
@@ -67,6 +67,8 @@ def run_paper(overrides: Sequence[str], open_backend: OpenBackend, console: Cons
     folder = Path(config.run_dir)
     runs = {name: run_config(config, overrides, name) for name in config.estimators}
     sets = {name: compose_config([*overrides, f"dataset={name}"]) for name in config.datasets}
+    for run in runs.values():
+        check_run(run)
     for name, settings in sets.items():  # what is missing is found before days of work
         test = open_public_set(settings.dataset, _root(config, name))
         if not test.states_joints:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,13 +18,19 @@ import torch
 
 from posegen_ray.checkpoint import load_checkpoint
 from posegen_ray.compose import read_config
-from posegen_ray.config import RunConfig
+from posegen_ray.config import KEYPOINTS, DatasetConfig, RunConfig
 from posegen_ray.console import Console
-from posegen_ray.datasets.public import open_public_set
+from posegen_ray.datasets.public import KeypointSet, PublicSet, open_public_set
 from posegen_ray.errors import CheckpointError
 from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.estimators.registry import build_estimator
-from posegen_ray.evaluation.public import METRICS, SmplMeshes, evaluate_public, weights_sha256
+from posegen_ray.evaluation.keypoints import KeypointResult, evaluate_keypoints
+from posegen_ray.evaluation.public import (
+    PublicResult,
+    SmplMeshes,
+    evaluate_public,
+    weights_sha256,
+)
 from posegen_ray.evaluation.store import write_atomically, write_json
 from posegen_ray.evaluation.summary import collect_versions
 
@@ -38,6 +44,7 @@ _HEADINGS = {
     "auc": "AUC",
     "pa_pck150": "PA-PCK@150",
     "pa_auc": "PA-AUC",
+    "pckh": "PCKh@0.5",
 }
 
 
@@ -59,8 +66,8 @@ def evaluate_on_public_set(config: RunConfig, console: Console) -> pd.DataFrame:
     """As `run_public_evaluation`; writes the files.
 
     Returns:
-        A row a contestant: dataset, estimator, arm, seed, joints, frames, METRICS,
-        weights_sha256.
+        A row a contestant: dataset, estimator, arm, seed, joints, frames, the metrics (METRICS, or
+        pckh), weights_sha256.
 
     Raises:
         ConfigError: no test set is named.
@@ -68,7 +75,7 @@ def evaluate_on_public_set(config: RunConfig, console: Console) -> pd.DataFrame:
         AssetError: SMPL's files, the regressor or the estimator's file are missing.
         CheckpointError: the run has no fine-tuned estimator.
     """
-    test = open_public_set(config.dataset, config.data_root)
+    test = _open(config.dataset, config.data_root)
     left_out = ", ".join(f"{count} ({why})" for why, count in test.left_out.items())
     console.say(f"{test.title}: {len(test)} frames; left out: {left_out or 'none'}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -80,7 +87,7 @@ def evaluate_on_public_set(config: RunConfig, console: Console) -> pd.DataFrame:
         who = {"estimator": estimator.name, "arm": contestant.arm, "seed": contestant.seed}
         bar = console.bar(f"{estimator.name} {contestant.arm}", len(test), "img")
         try:
-            result = evaluate_public(estimator, test, meshes, settings.batch_size, bar.update)
+            result = _measure(estimator, test, meshes, settings.batch_size, bar.update)
         finally:
             bar.close()
         rows.append(
@@ -124,10 +131,28 @@ def table_text(table: pd.DataFrame) -> str:
     """The rows for a terminal; what was not measured is a dash, and columns of dashes are left
     out."""
     shown = table.drop(columns="weights_sha256").dropna(axis=1, how="all").copy()
-    for name in set(METRICS) & set(shown.columns):
+    for name in set(_HEADINGS) & set(shown.columns):
         shown[name] = shown[name].map("{:.1f}".format).replace("nan", "–")
     shown = shown.astype(object).where(shown.notna(), "–")
     return shown.rename(columns=_HEADINGS).to_string(index=False)
+
+
+def _open(settings: DatasetConfig, root: str) -> PublicSet | KeypointSet:
+    if settings.name == KEYPOINTS:
+        return KeypointSet(root, settings)
+    return open_public_set(settings, root)
+
+
+def _measure(
+    estimator: PoseEstimator,
+    test: PublicSet | KeypointSet,
+    meshes: SmplMeshes,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> PublicResult | KeypointResult:
+    if isinstance(test, KeypointSet):
+        return evaluate_keypoints(estimator, test, batch_size, advance)
+    return evaluate_public(estimator, test, meshes, batch_size, advance)
 
 
 def _contestants(config: RunConfig) -> Iterator[Contestant]:

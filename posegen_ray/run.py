@@ -394,7 +394,9 @@ class Run:
             for seed in config.experiment.seeds
             if "posegen" in config.experiment.arms
         }
+        joint_map = f"fitted on {config.experiment.joint_map_images} source images, for all arms"
         return {
+            "joint map": "none" if self.joint_map() is None else joint_map,
             "images per arm": str(config.experiment.images_per_arm),
             "fine-tuning steps": stages,
             "adversarial steps": f"{training.rounds} rounds of {training.steps_per_round}",

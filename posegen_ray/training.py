@@ -118,12 +118,7 @@ class _Run:
         self.estimator = build_estimator(self.config.estimator)
         if plan.joint_map is not None:
             self.estimator.set_joint_map(plan.joint_map)
-        self.tuner = FineTuner(
-            self.estimator,
-            self.config.finetune,
-            self._average if context.world_size > 1 else None,
-            self.config.body.name,
-        )
+        self.tuner = self._tuner() if self.config.training.estimator_steps else None
         self.render_fn = plan.renderer.render_fn()
         self.background = seeded_backgrounds("train")
         self.round = 0
@@ -135,6 +130,14 @@ class _Run:
             SummaryWriter(plan.tensorboard, purge_step=len(self.history))
             if context.rank == 0
             else None
+        )
+
+    def _tuner(self) -> FineTuner:
+        return FineTuner(
+            self.estimator,
+            self.config.finetune,
+            self._average if self.context.world_size > 1 else None,
+            self.config.body.name,
         )
 
     def to_the_end(self) -> TrainingResult | None:
@@ -150,7 +153,9 @@ class _Run:
             self.generators.append(state)
             if self.context.rank == 0:
                 self.plan.stream.publish(number, state)
-            losses = [self.tuner.step(next(batches)) for _ in range(training.estimator_steps)]
+            losses = []
+            if self.tuner is not None:
+                losses = [self.tuner.step(next(batches)) for _ in range(training.estimator_steps)]
             self.round = number + 1
             self._finish_round(losses, validation)
         if self.writer is not None:
@@ -251,7 +256,7 @@ class _Run:
             "rendered": self.rendered,
             "adversary": self.adversary.state_dict(),
             "histories": histories,
-            "tuner": self.tuner.state_dict(),
+            "tuner": self.tuner.state_dict() if self.tuner is not None else {},
             "generators": self.generators,
             "history": self.history,
         }
@@ -269,7 +274,8 @@ class _Run:
         histories = state["histories"]
         state["adversary"]["history"] = histories[self.context.rank % len(histories)]
         self.adversary.load_state_dict(state["adversary"])
-        self.tuner.load_state_dict(state["tuner"])
+        if self.tuner is not None:
+            self.tuner.load_state_dict(state["tuner"])
         self.generators = state["generators"]
         self.history = state["history"]
         self.round = state["round"]

@@ -6,12 +6,13 @@ import functools
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
 from posegen_ray.body.camera import orbit
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.rotation import from_axis_angle
-from posegen_ray.body.skeleton import JOINT, JOINT_NAMES
+from posegen_ray.body.skeleton import JOINT, JOINT_NAMES, NUM_JOINTS, PARENTS
 from posegen_ray.config import RegionConfig, RendererConfig
 from posegen_ray.records import PoseBatch, RenderRequest
 from posegen_ray.subjects.capture import Capture, split_rgba
@@ -55,6 +56,8 @@ _CAPSULES = (
     ("left_ankle", "left_ankle", "left_foot", 0.045),
 )
 _VOXEL = 0.02
+SMPL_VERTICES = 6890
+KINTREE = np.array([PARENTS, range(NUM_JOINTS)]).astype(np.uint32)  # the root's parent: 4294967295
 
 
 def _other(name: str) -> str:
@@ -122,6 +125,34 @@ def _capsule_distance(
     length = max(float(axis @ axis), 1e-12)
     along = np.clip(((points - start) @ axis) / length, 0.0, 1.0)
     return np.linalg.norm(points - start - along[..., None] * axis, axis=-1) - capsule[3]
+
+
+def capsule_smpl() -> dict[str, np.ndarray]:
+    """The capsule figure in SMPL's layout: joints from the vertices near them.
+
+    Of as many vertices as SMPL has: some come twice, but in no face.
+    """
+    body = capsule_body()
+    count = len(body.template)
+    rows = np.r_[:count, : SMPL_VERTICES - count]
+    vertices = body.template.double().numpy()
+    joints = body.joint_template.double().numpy()
+    regressor = np.zeros((NUM_JOINTS, len(vertices)))
+    _, near = cKDTree(vertices).query(joints, k=60)
+    for joint in range(NUM_JOINTS):
+        places = np.vstack([vertices[near[joint]].T, np.ones(60)])
+        regressor[joint, near[joint]] = np.linalg.lstsq(places, np.append(joints[joint], 1.0))[0]
+    shapes = np.zeros((*vertices.shape, 10))
+    shapes[..., :2] = body.shape_directions.numpy()
+    return {
+        "v_template": vertices[rows],
+        "shapedirs": shapes[rows],
+        "posedirs": np.zeros((SMPL_VERTICES, 3, 207), np.float32),
+        "J_regressor": np.pad(regressor, ((0, 0), (0, SMPL_VERTICES - count))),
+        "weights": body.skinning_weights.numpy()[rows],
+        "kintree_table": KINTREE,
+        "f": body.faces.numpy().astype(np.uint32),
+    }
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import pytest
 
 from posegen_ray.compose import compose_config, dump_config, known_keys, read_config
-from posegen_ray.config import PUBLIC_SETS, ExperimentConfig, RunConfig
+from posegen_ray.config import KEYPOINTS, PUBLIC_SETS, ExperimentConfig, RunConfig
 from posegen_ray.errors import ConfigError
 
 
@@ -77,7 +77,14 @@ def test_entries_of_a_dict_may_be_new():
         compose_config(["trained_on_3dpw.spin=perhaps"])
 
 
+def test_an_estimator_overrules_the_budget_where_it_must():
+    for experiment in ("tiny", "demo"):
+        config = compose_config(["estimator=black_box", f"experiment={experiment}"])
+        assert config.training.estimator_steps == 0
+    assert compose_config(["experiment=demo"]).training.estimator_steps == 4
+
+
 def test_every_public_set_has_its_settings():
-    for name in PUBLIC_SETS:
+    for name in (*PUBLIC_SETS, KEYPOINTS):
         assert compose_config([f"dataset={name}"]).dataset.name == name
     assert compose_config([]).dataset.name == ""

@@ -135,13 +135,13 @@ def test_generate_writes_labels_that_project_onto_the_images(finished, tmp_path)
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `posegen demo` in the background; whatever is left of it ends with the tests."""
+    """Starts `posegen` in the background; whatever is left of it ends with the tests."""
     runs = []
 
-    def run(*arguments: str) -> subprocess.Popen[str]:
+    def run(*arguments: str, command: str = "demo") -> subprocess.Popen[str]:
         runs.append(
             subprocess.Popen(
-                [sys.executable, "-m", "posegen_ray", "demo", *arguments],
+                [sys.executable, "-m", "posegen_ray", command, *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -255,6 +255,47 @@ def test_two_train_workers_finish_with_a_finite_table(tmp_path, start):
     end_of(run)
     arms = json.loads((folder / "summary.json").read_text())["arms"]
     assert all(np.isfinite(s["mpjpe_mm"]["mean"]) for sets in arms.values() for s in sets.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * PATIENCE_S)
+def test_a_set_whose_writer_or_whose_driver_is_killed_on_ray_is_the_same_set(
+    finished, tmp_path, start
+):
+    def command(out: Path) -> list[str]:
+        return [f"run={finished}", "n=48", "export.images_per_shard=4", f"out={out}"]
+
+    assert main(["generate", "runtime=inprocess", *command(tmp_path / "undisturbed")]) == 0
+    expected = files_of(tmp_path / "undisturbed")
+
+    robbed = tmp_path / "robbed"
+    run = start(TWO, *command(robbed), command="generate")
+    wait_for(robbed, ".progress/shard-*.json", run)
+    os.kill(find_process("_JobWorker.run", run.pid), signal.SIGKILL)
+    end_of(run)
+    assert files_of(robbed) == expected
+
+    killed = tmp_path / "killed"
+    run = start(TWO, *command(killed), command="generate")
+    wait_for(killed, ".progress/shard-*.json", run, count=2)
+    run.kill()
+    assert not (killed / "manifest.json").exists()
+    kept = {file: file.stat().st_mtime_ns for file in killed.glob(".progress/shard-*.json")}
+    assert 2 <= len(kept) < 12
+    run = start(TWO, *command(killed), command="generate")
+    wait_for(killed, ".progress/shard-*.json", run, count=len(kept) + 1)
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept, "something was done twice"
+    end_of(run)
+    assert files_of(killed) == expected
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a folder holds, hidden files too."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def find_process(name: str, ancestor: int) -> int:

@@ -142,6 +142,30 @@ def test_the_command_goes_on_after_an_interruption_and_does_nothing_twice(
     assert "was started with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ray_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
+    write_3dhp(tmp_path / "data" / "mpi_inf_3dhp", JOINTS)
+    tables = {}
+    for runtime in ("inprocess", "laptop"):
+        folder = tmp_path / runtime
+        command = [
+            "experiment",
+            "experiment=tiny",
+            "experiment.arms=[baseline,posegen]",
+            f"run_dir={folder}",
+            "estimators=[blazepose]",
+            "datasets=[mpi_inf_3dhp]",
+            f"data_root={tmp_path}/data",
+            f"runtime={runtime}",
+        ]
+        assert main(command) == 0
+        tables[runtime] = pd.read_csv(folder / "paper.csv")
+    one, other = tables.values()
+    assert (one["mpjpe_mm_before"] != one["mpjpe_mm_after"]).all()
+    pd.testing.assert_frame_equal(one, other, rtol=1e-3)
+
+
 def test_each_estimator_gets_its_own_checkpoint(tmp_path: Path) -> None:
     overrides = [
         "experiment=paper",

@@ -1,4 +1,8 @@
-"""The whole loop with SPIN and HybrIK in BlazePose's place: random weights, same code, narrower."""
+"""The whole loop with SPIN and HybrIK in BlazePose's place, with random weights.
+
+In this process with narrow networks of the same code; on Ray, whose workers build their own, from
+a file in SPIN's published layout, and on SMPL's body.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bodies import capsule_smpl
+from test_experiment import assert_same_answers
 
 sys.path.insert(0, str(Path(__file__).parent / "estimators"))
 
-from published_layouts import write_smpl
+import published_layouts as published
 from test_hybrik import small_res
 from test_spin import small_spin
 
@@ -25,7 +31,7 @@ from posegen_ray.estimators import PoseEstimator
 def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, tmp_path, monkeypatch):
     smpl = tmp_path / "smpl"
     smpl.mkdir()
-    arrays = write_smpl(smpl)
+    arrays = published.write_smpl(smpl)
     checkpoint = tmp_path / "checkpoint.pt"
     checkpoint.touch()
 
@@ -38,11 +44,7 @@ def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, tmp_path, mon
     files = [f"estimator.checkpoint={checkpoint}", f"estimator.smpl_folder={smpl}"]
     settings = ["experiment=tiny", "runtime=inprocess", f"estimator={kind}", *files]
     assert main(["demo", *settings, f"run_dir={run}"]) == 0
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["estimator"] == narrow(kind).name
-    for arm in ("baseline", "source_adapted", "random", "posegen"):
-        for errors in summary["arms"][arm].values():
-            assert np.isfinite(errors["mpjpe_mm"]["mean"])
+    assert_finite(run, narrow(kind).name)
     # each arm moved the weights in its own way
     before = narrow(kind).state_dict()
     tuned = [
@@ -53,3 +55,31 @@ def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, tmp_path, mon
     assert moved
     assert not torch.equal(tuned[0][moved[0]], tuned[1][moved[0]])
     assert not torch.equal(tuned[1][moved[0]], tuned[2][moved[0]])
+
+
+def assert_finite(run: Path, name: str) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["estimator"] == name
+    for arm in ("baseline", "source_adapted", "random", "posegen"):
+        for errors in summary["arms"][arm].values():
+            assert np.isfinite(errors["mpjpe_mm"]["mean"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_on_ray_and_on_smpl_bodies_spin_does_as_in_one_process(tmp_path):
+    np.savez(tmp_path / "SMPL_NEUTRAL.npz", **capsule_smpl())
+    torch.save({"model": published.random_state(published.spin())}, tmp_path / "spin.pt")
+    settings = [
+        "experiment=tiny",
+        "body=smpl",
+        f"body.smpl_folder={tmp_path}",
+        f"subject.folder={tmp_path}/people",
+        "estimator=spin",
+        f"estimator.checkpoint={tmp_path}/spin.pt",
+    ]
+    for runtime in ("laptop", "inprocess"):
+        run = tmp_path / runtime
+        assert main(["demo", *settings, f"runtime={runtime}", f"run_dir={run}"]) == 0
+        assert_finite(run, "spin")
+    assert_same_answers(tmp_path / "laptop", tmp_path / "inprocess")

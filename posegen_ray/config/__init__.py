@@ -13,10 +13,12 @@ from posegen_ray.config.body import (
 )
 from posegen_ray.config.datasets import (
     JOINT_SETS,
+    KEYPOINTS,
     PUBLIC_SETS,
     DatasetConfig,
 )
 from posegen_ray.config.estimators import (
+    BLACK_BOX,
     ESTIMATORS,
     EstimatorConfig,
     FineTuneConfig,
@@ -75,6 +77,7 @@ from posegen_ray.config.tune import (
 __all__ = [
     "ARMS",
     "AnerfConfig",
+    "BLACK_BOX",
     "BodyConfig",
     "CAPTURE_FORMATS",
     "CameraRangeConfig",
@@ -95,6 +98,7 @@ __all__ = [
     "GeneratorConfig",
     "LossConfig",
     "JOINT_SETS",
+    "KEYPOINTS",
     "MotionConfig",
     "PUBLIC_SETS",
     "ParameterConfig",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from posegen_ray.config.rules import require
 
 PUBLIC_SETS = ("3dpw", "mpi_inf_3dhp", "h36m", "surreal")
+KEYPOINTS = "keypoints"  # of the user: marked in 2D
 JOINT_SETS = ("lsp14", "h36m17", "smpl24", "limbs12")
 _SPLITS = {
     "3dpw": ("train", "validation", "test"),
@@ -20,7 +21,7 @@ _SPLITS = {
 class DatasetConfig:
     """A public test set and its protocol (conf/dataset, docs/public-test-sets.md)."""
 
-    name: str = ""  # 3dpw | mpi_inf_3dhp | h36m | surreal; empty: none
+    name: str = ""  # 3dpw | mpi_inf_3dhp | h36m | surreal | keypoints; empty: none
     split: str = "test"
     joints: str = "lsp14"  # what errors are taken over: lsp14 | h36m17 | smpl24 | limbs12
     crop_scale: float = 1.2  # the crop's side / the longer side of the person's box
@@ -33,13 +34,15 @@ class DatasetConfig:
     every: int = 1  # h36m, surreal: every so manieth frame
     video_offset: int = 0  # h36m: pose i belongs to the video's frame i + this
     middle_frame: bool = True  # surreal: only that of each sequence's middle clip
+    labels: str = ""  # keypoints: SPIN's npz or MPII's json
+    head_boxes: str = ""  # keypoints: MPII's gt_valid.mat; empty: heads from neck to top
     clips: str = ""  # surreal: a text file that names the clips instead (BodyNet's namescmu.txt)
 
     def __post_init__(self) -> None:
         require(
-            self.name in ("", *PUBLIC_SETS),
+            self.name in ("", *PUBLIC_SETS, KEYPOINTS),
             f"dataset.name={self.name!r} is not a public test set.",
-            f"Choose dataset={', '.join(PUBLIC_SETS)}.",
+            f"Choose dataset={', '.join((*PUBLIC_SETS, KEYPOINTS))}.",
         )
         splits = _SPLITS.get(self.name, (self.split,))
         require(

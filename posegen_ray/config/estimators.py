@@ -6,24 +6,39 @@ from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
 
-ESTIMATORS = ("blazepose", "spin", "hybrik_res34", "hybrik_w48")
+BLACK_BOX = "black_box"
+ESTIMATORS = ("blazepose", "spin", "hybrik_res34", "hybrik_w48", BLACK_BOX)
 
 
 @dataclass
 class EstimatorConfig:
     """The pre-trained pose estimator (conf/estimator)."""
 
-    kind: str = "blazepose"  # blazepose | spin | hybrik_res34 | hybrik_w48
+    kind: str = "blazepose"  # blazepose | spin | hybrik_res34 | hybrik_w48 | black_box
     variant: str = "full"  # blazepose: lite | full | heavy
     checkpoint: str = ""  # the published file of spin, hybrik_*
     smpl_folder: str = ""  # SMPL's files: hybrik_* need them, and spin for its joints
     flip_test: bool = True  # hybrik_*: also ask for the mirrored image; twice the time
+    # black_box (docs/black-box.md)
+    target: str = ""  # module:function, from images to joints
+    joint_names: list[str] = field(default_factory=list)  # of its joints; none: the 12 limb joints
+    input_size: int = 256  # edge of the images that it wants, pixels
+    crop: str = "box"  # what they show: box | upright | aligned
+    crop_scale: float = 1.2  # the crop's side; see estimators.crop.CropSpec
 
     def __post_init__(self) -> None:
         require(
             self.variant in ("lite", "full", "heavy"),
             f"estimator.variant={self.variant!r} is not a BlazePose.",
             "Choose lite (fastest), full (default) or heavy.",
+        )
+        require(
+            self.crop in ("box", "upright", "aligned")
+            and self.crop_scale > 0
+            and self.input_size >= 8,
+            f"estimator crop={self.crop!r}, crop_scale={self.crop_scale}, "
+            f"input_size={self.input_size} is no crop.",
+            "Choose box, upright or aligned, a positive scale, and a size in pixels.",
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from posegen_ray.config.body import BodyConfig
 from posegen_ray.config.datasets import DatasetConfig
-from posegen_ray.config.estimators import EstimatorConfig, FineTuneConfig
+from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneConfig
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
 from posegen_ray.config.export import EXPORT_FORMATS, ExportConfig
 from posegen_ray.config.generation import (
@@ -85,6 +85,12 @@ class RunConfig:
             self.subject.source != "makehuman" or self.body.name == "anny",
             f"subject.source=makehuman cannot dress body.name={self.body.name!r}.",
             "MakeHuman's garments fit Anny only: use body=anny.",
+        )
+        require(
+            self.estimator.kind != BLACK_BOX or self.training.estimator_steps == 0,
+            f"training.estimator_steps={self.training.estimator_steps}: estimator=black_box cannot "
+            "be updated, only its answers are known.",
+            "Leave training.estimator_steps at 0, as conf/estimator/black_box.yaml has it.",
         )
         workers = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
         require(

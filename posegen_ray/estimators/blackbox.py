@@ -6,7 +6,10 @@ No gradient leads from its answer to the image, so the generator learns from it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +17,9 @@ from torch import Tensor
 
 from posegen_ray.assets import fetch
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
-from posegen_ray.errors import AssetError
+from posegen_ray.errors import AssetError, ConfigError
 from posegen_ray.estimators.base import Estimate, PoseEstimator
-from posegen_ray.estimators.blazepose import (
-    NUM_LANDMARKS,
-    WORLD_LANDMARKS,
-    BlazePose,
-    obvious_joint_map,
-)
+from posegen_ray.estimators.blazepose import NUM_LANDMARKS, WORLD_LANDMARKS, obvious_joint_map
 from posegen_ray.estimators.crop import CropSpec
 
 # images [B, 3, S, S] RGB in [0, 1] -> joints [B, J, 3] metres, crop-camera axes
@@ -34,7 +32,8 @@ class BlackBox(PoseEstimator):
     Args:
         function: images [B, 3, S, S], RGB in [0, 1] on the CPU -> joints [B, J, 3] in metres, in
             the axes of the crop's camera (x right, y down, z forward); anywhere in depth.
-        joint_names: J names of joints of the common skeleton; all 12 limb joints are needed.
+        joint_names: J names of joints, as in `posegen_ray.body.skeleton`; training and the tests of
+            a run need the 12 limb joints.
         crop: what the function wants to see.
         name: for tables.
     """
@@ -75,12 +74,69 @@ class BlackBox(PoseEstimator):
         return Estimate(joints)
 
 
-def litert_blazepose() -> BlackBox:
+def load_black_box(target: str, joint_names: Sequence[str], crop: CropSpec) -> BlackBox:
+    """The function that `target` names, as an estimator of that name.
+
+    Args:
+        target: module:function.
+        joint_names: J names, see `BlackBox`; none: the 12 limb joints.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+    return BlackBox(find_function(target), tuple(joint_names) or LIMB_JOINT_NAMES, crop, target)
+
+
+def find_function(target: str) -> AnswerFn:
+    """Imports the module of `module:function` and finds the function in it.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no function.
+    """
+    module, _, name = target.partition(":")
+    if not (module and name):
+        raise ConfigError(
+            f"estimator.target={target!r} names no function.",
+            "Write module:function, for example estimator.target=my_network:joints_of.",
+        )
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"estimator.target={target!r} cannot be imported ({error}).",
+            "Put the module's folder on PYTHONPATH, on every machine that works for the run.",
+        ) from error
+    if not callable(function):
+        raise ConfigError(
+            f"estimator.target={target!r} is a {type(function).__name__}, not a function.",
+            "Name a function from images [B, 3, S, S] to joints [B, J, 3].",
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def litert_blazepose(
+    images: Tensor,  # [B, 3, 256, 256] RGB in [0, 1]
+) -> np.ndarray:  # [B, 12, 3] metres
     """BlazePose full by Google's own runtime: the network of `BlazePose`, without gradients.
 
     Raises:
         AssetError: the package ai-edge-litert is not installed, or the file cannot be fetched.
     """
+    runtime = _litert()
+    entry, world = runtime.get_input_details()[0], runtime.get_output_details()[WORLD_LANDMARKS]
+    joint_map = obvious_joint_map().numpy()
+    rows = []
+    for image in images:
+        runtime.set_tensor(entry["index"], image.permute(1, 2, 0)[None].numpy())
+        runtime.invoke()
+        landmarks = runtime.get_tensor(world["index"]).reshape(-1, 3)[:NUM_LANDMARKS]
+        rows.append(joint_map @ landmarks)
+    return np.stack(rows)
+
+
+@functools.cache
+def _litert() -> Any:
+    """This process's runtime, with the network in it."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
@@ -90,16 +146,4 @@ def litert_blazepose() -> BlackBox:
         ) from error
     runtime = Interpreter(str(fetch("blazepose-full")), num_threads=1)
     runtime.allocate_tensors()
-    entry, world = runtime.get_input_details()[0], runtime.get_output_details()[WORLD_LANDMARKS]
-    joint_map = obvious_joint_map().numpy()
-
-    def answer(images: Tensor) -> np.ndarray:
-        rows = []
-        for image in images:
-            runtime.set_tensor(entry["index"], image.permute(1, 2, 0)[None].numpy())
-            runtime.invoke()
-            landmarks = runtime.get_tensor(world["index"]).reshape(-1, 3)[:NUM_LANDMARKS]
-            rows.append(joint_map @ landmarks)
-        return np.stack(rows)
-
-    return BlackBox(answer, LIMB_JOINT_NAMES, BlazePose.crop, "blazepose-full (LiteRT)")
+    return runtime

@@ -208,7 +208,7 @@ def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
     if not estimator.differentiable:
         raise ConfigError(
             f"{estimator.name} cannot be fine-tuned here: only its answers are known.",
-            "Export the samples and train it where its weights are.",
+            "Export the samples (`posegen generate`) and train it where its weights are.",
         )
     size = (3, estimator.input_size, estimator.input_size)
     if len(samples) == 0:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.body.smpl_files import LICENCE, find_smpl_file, read_smpl_file
-from posegen_ray.config import ESTIMATORS, EstimatorConfig
+from posegen_ray.config import BLACK_BOX, ESTIMATORS, EstimatorConfig
 from posegen_ray.errors import AssetError, CheckpointError, ConfigError
 from posegen_ray.estimators.base import PoseEstimator
+from posegen_ray.estimators.blackbox import find_function, load_black_box
 from posegen_ray.estimators.blazepose import BlazePose, load_blazepose
 from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP, CropSpec
 
@@ -51,6 +53,11 @@ def load_estimator(
         CheckpointError: the checkpoint is missing, damaged, or another estimator's.
     """
     _check(kind)
+    if kind == BLACK_BOX:
+        raise ConfigError(
+            "A black box has no file to load.",
+            "Wrap your function: posegen_ray.estimators.BlackBox(function, joint_names, crop).",
+        )
     if kind == "blazepose":
         return load_blazepose(variant)
     check_files(kind, checkpoint, smpl)
@@ -75,8 +82,10 @@ def build_estimator(config: EstimatorConfig) -> PoseEstimator:
     """The pre-trained estimator that the configuration names.
 
     Raises:
-        as `load_estimator`.
+        as `load_estimator`; ConfigError also for a black box whose function cannot be imported.
     """
+    if config.kind == BLACK_BOX:
+        return load_black_box(config.target, config.joint_names, crop_spec(config))
     return load_estimator(
         config.kind,
         config.checkpoint or None,
@@ -111,19 +120,40 @@ def check_files(kind: str, checkpoint: str | Path | None, smpl: str | Path | Non
         )
 
 
-def check_estimator(config: EstimatorConfig) -> None:
+def check_estimator(config: EstimatorConfig, fine_tuned: bool = False) -> None:
     """Whether the estimator can take part in training and tests, which measure joints.
 
+    Args:
+        fine_tuned: it is to be fine-tuned, too.
+
     Raises:
-        ConfigError, CheckpointError, AssetError: as `load_estimator`; also for SPIN without SMPL.
+        ConfigError, CheckpointError, AssetError: as `build_estimator`; also for SPIN without SMPL,
+            and for a black box that lacks limb joints or is to be fine-tuned.
     """
     _check(config.kind)
+    if config.kind == BLACK_BOX:
+        find_function(config.target)
+        missing = [name for name in LIMB_JOINT_NAMES if name not in config.joint_names]
+        if config.joint_names and missing:
+            raise ConfigError(
+                f"estimator.joint_names lacks {', '.join(missing)}.",
+                f"Training and its tests need {', '.join(LIMB_JOINT_NAMES)}.",
+            )
+        if fine_tuned:
+            raise ConfigError(
+                "estimator=black_box cannot be fine-tuned here: only its answers are known.",
+                "Use `posegen train`, then `posegen generate run=…` for the images, and train it "
+                "where its weights are; `posegen demo experiment.arms=[baseline]` measures it "
+                "(docs/black-box.md).",
+            )
     check_files(config.kind, config.checkpoint or None, config.smpl_folder)
 
 
 def crop_spec(config: EstimatorConfig) -> CropSpec:
     """The crop that the estimator wants, without loading it."""
     _check(config.kind)
+    if config.kind == BLACK_BOX:
+        return CropSpec(config.input_size, config.crop, config.crop_scale)
     return _CROPS[config.kind]
 
 

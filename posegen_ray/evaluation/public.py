@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from torch import Tensor
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.skeleton import H36M_JOINT_NAMES, JOINT_NAMES
 from posegen_ray.body.smpl_files import LICENCE, NUM_SHAPE, find_smpl_file
-from posegen_ray.datasets.public import Frame, PublicSet, SmplPose, cropped
+from posegen_ray.datasets.public import Frame, Picture, PublicSet, SmplPose, cropped
 from posegen_ray.errors import AssetError, DataError
 from posegen_ray.estimators.base import Estimate, PoseEstimator
 from posegen_ray.evaluation import metrics
@@ -36,6 +37,9 @@ _REGRESSOR_SOURCE = (
 _ROW_SUMS = 1e-3  # how far a regressor's row may be from a mean of vertices
 # per frame; also the means' names, in the order of tables
 METRICS = ("mpjpe_mm", "pa_mpjpe_mm", "pve_mm", "pck150", "auc", "pa_pck150", "pa_auc")
+
+
+P = TypeVar("P", bound=Picture)
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,11 @@ def evaluate_public(
         meshes.require(test.genders, test.joint_names)
     rows: list[pd.DataFrame] = []
     joints = ""
-    # a black box has no parameters
-    device = next((weight.device for weight in estimator.parameters()), torch.device("cpu"))
+    device = device_of(estimator)
     was_training = estimator.training
     estimator.eval()
     with torch.no_grad():
-        for images, offset, frames in _batches(test, batch_size, estimator.input_size):
+        for images, offset, frames in cropped_batches(test, batch_size, estimator.input_size):
             estimate = estimator.in_picture(images.to(device).float() / 255, offset.to(device))
             joints, table = _measured(estimator, estimate, test, frames, meshes)
             rows.append(table)
@@ -167,7 +170,12 @@ def evaluate_public(
 
 
 def weights_sha256(estimator: PoseEstimator) -> str:
-    """Which weights a result is of: a hash of their names, shapes and values."""
+    """Which weights a result is of: a hash of their names, shapes and values.
+
+    Empty for a black box, whose weights are not known.
+    """
+    if not estimator.state_dict():
+        return ""
     digest = hashlib.sha256()
     for name, value in sorted(estimator.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -175,9 +183,14 @@ def weights_sha256(estimator: PoseEstimator) -> str:
     return digest.hexdigest()
 
 
-def _batches(
-    test: PublicSet, count: int, size: int
-) -> Iterator[tuple[Tensor, Tensor, list[Frame]]]:
+def device_of(estimator: PoseEstimator) -> torch.device:
+    """Where its weights are; a black box, which shows none, gets its images on the CPU."""
+    return next((weight.device for weight in estimator.parameters()), torch.device("cpu"))
+
+
+def cropped_batches(
+    test: Iterable[P], count: int, size: int
+) -> Iterator[tuple[Tensor, Tensor, list[P]]]:
     """Crops [B, 3, size, size], where they lie in their pictures [B, 2] (see `in_picture`), and the
     frames that they show, whose whole pictures are dropped."""
     dropped = np.empty((0, 0, 3), np.uint8)
@@ -252,7 +265,7 @@ def _answered(
     """The estimate as those of the set's joints that it has, and as vertices."""
     if estimate.rotations is not None and estimate.shape is not None:
         meshes.require(("neutral", *test.genders), test.joint_names)
-        _require_finite(estimator, frames, estimate.rotations, estimate.shape)
+        require_finite(estimator, frames, estimate.rotations, estimate.shape)
         posed = meshes(estimate.rotations, estimate.shape, "neutral", test.joint_names)
         return test.joint_names, *posed
     if estimate.joints is None:
@@ -260,7 +273,7 @@ def _answered(
             f"{estimator.name} answers neither joints nor SMPL's rotations and shape.",
             "Name SMPL's files, so that it can answer joints.",
         )
-    _require_finite(estimator, frames, estimate.joints)
+    require_finite(estimator, frames, estimate.joints)
     names = tuple(name for name in test.joint_names if name in estimator.joint_names)
     rows = [estimator.joint_names.index(name) for name in names]
     return names, estimate.joints[:, rows], None
@@ -301,7 +314,8 @@ def _posed(
     return torch.stack(joints), torch.stack(vertices)
 
 
-def _require_finite(estimator: PoseEstimator, frames: list[Frame], *answers: Tensor) -> None:
+def require_finite(estimator: PoseEstimator, frames: Sequence[Picture], *answers: Tensor) -> None:
+    """Raises DataError, with the first frame, where an answer has NaN or Inf."""
     good = torch.stack([a.isfinite().flatten(1).all(1) for a in answers]).all(0)
     if not good.all():
         labels = [

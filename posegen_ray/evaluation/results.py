@@ -31,7 +31,7 @@ _SET_NOTES = {
     "ood": "clips never trained on, both kinds of views",
 }
 _ARM_NOTES = {
-    "baseline": "the pre-trained estimator with the joint map, not fine-tuned",
+    "baseline": "the pre-trained estimator that all arms start from, not fine-tuned",
     "source_adapted": "fine-tuned on images of the source poses and cameras",
     "random": "half source, half broad random poses and cameras",
     "posegen": "half source, half poses and cameras from the trained generator",

@@ -14,17 +14,16 @@ import pytest
 import scipy.sparse
 import smplx
 import torch
-from bodies import capsule_body, painted_on
+from bodies import KINTREE, capsule_body, capsule_smpl, painted_on
 from foreign_pickles import chumpy_array, foreign, old_csc_matrix, python2_pickle
 from safetensors.numpy import save_file
-from scipy.spatial import cKDTree
 from smplx.utils import Struct
 
 from posegen_ray.body import load_body
 from posegen_ray.body.camera import orbit
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.rotation import from_axis_angle
-from posegen_ray.body.skeleton import NUM_JOINTS, PARENTS
+from posegen_ray.body.skeleton import NUM_JOINTS
 from posegen_ray.body.smpl import load_smpl_body
 from posegen_ray.body.smpl_files import find_smpl_file
 from posegen_ray.config import BodyConfig, RendererConfig
@@ -34,7 +33,6 @@ from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import VoxelSubject, load_subject, save_subject
 
 VERTICES = 320
-KINTREE = np.array([PARENTS, range(NUM_JOINTS)]).astype(np.uint32)  # the root's parent: 4294967295
 
 
 def random_smpl(seed: int = 0) -> dict[str, np.ndarray]:
@@ -251,29 +249,6 @@ def test_more_shape_directions_than_ten_are_left_out(folder: Path, tmp_path: Pat
     more = np.concatenate([model["shapedirs"], np.ones((VERTICES, 3, 290))], -1)
     np.savez(tmp_path / "SMPL_NEUTRAL.npz", **{**model, "shapedirs": more})
     assert same(load_smpl_body(tmp_path), load_smpl_body(folder))
-
-
-def capsule_smpl() -> dict[str, np.ndarray]:
-    """The capsule figure in SMPL's layout: joints from the vertices near them."""
-    body = capsule_body()
-    vertices = body.template.double().numpy()
-    joints = body.joint_template.double().numpy()
-    regressor = np.zeros((NUM_JOINTS, len(vertices)))
-    _, near = cKDTree(vertices).query(joints, k=60)
-    for joint in range(NUM_JOINTS):
-        places = np.vstack([vertices[near[joint]].T, np.ones(60)])
-        regressor[joint, near[joint]] = np.linalg.lstsq(places, np.append(joints[joint], 1.0))[0]
-    shapes = np.zeros((*vertices.shape, 10))
-    shapes[..., :2] = body.shape_directions.numpy()
-    return {
-        "v_template": vertices,
-        "shapedirs": shapes,
-        "posedirs": np.zeros((*vertices.shape, 207), np.float32),
-        "J_regressor": regressor,
-        "weights": body.skinning_weights.numpy(),
-        "kintree_table": KINTREE,
-        "f": body.faces.numpy().astype(np.uint32),
-    }
 
 
 def test_a_subject_on_the_smpl_body_is_drawn_like_the_same_one_on_another(

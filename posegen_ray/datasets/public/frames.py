@@ -65,13 +65,19 @@ class SmplPose:
 
 
 @dataclass(frozen=True)
-class Frame:
+class Picture:
     """One person in one picture."""
 
     label: str  # the file and the frame (and the person)
-    sequence: str
     pixels: np.ndarray  # [H, W, 3] uint8 RGB
     box: Box
+
+
+@dataclass(frozen=True)
+class Frame(Picture):
+    """A picture whose truth is known in 3D."""
+
+    sequence: str
     joints: np.ndarray | None  # [J, 3] metres, in the order of the set's joint_names
     smpl: SmplPose | None
 

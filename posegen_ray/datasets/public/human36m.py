@@ -98,7 +98,7 @@ class Human36m(PublicSet):
         for sequence in self._sequences:
             for row, (label, pixels) in enumerate(self._pixels(sequence)):
                 box, joints = sequence.boxes[row], sequence.joints[row]
-                yield Frame(label, sequence.name, pixels, box, joints, None)
+                yield Frame(label, pixels, box, sequence.name, joints, None)
 
     def _pixels(self, sequence: _Sequence) -> Iterator[tuple[str, np.ndarray]]:
         """The frames' labels and pictures."""

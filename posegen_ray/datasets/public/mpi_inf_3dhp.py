@@ -85,7 +85,7 @@ class MpiInf3dhp(PublicSet):
     def __iter__(self) -> Iterator[Frame]:
         for entry in self._entries:
             pixels = read_image(entry.picture, entry.label)
-            yield Frame(entry.label, entry.sequence, pixels, entry.box, entry.joints, None)
+            yield Frame(entry.label, pixels, entry.box, entry.sequence, entry.joints, None)
 
     def _annotations(self, file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """valid [N], points [N, 17, 2] and joints [N, 17, 3] (mm), in the file's order."""

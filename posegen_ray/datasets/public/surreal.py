@@ -102,9 +102,9 @@ class Surreal(PublicSet):
                 rotations[0] = CAMERA_ROTATION @ in_world
                 yield Frame(
                     f"{clip.video} (frame {frame})",
-                    clip.info.parent.name,
                     np.ascontiguousarray(pixels[:, ::-1]),
                     box_around(_points(content, frame), self._config.crop_scale),
+                    clip.info.parent.name,
                     content["joints3D"][..., frame].T @ CAMERA_ROTATION.T,
                     SmplPose(rotations, content["shape"][:, frame], gender),
                 )

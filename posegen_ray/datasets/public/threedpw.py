@@ -97,7 +97,7 @@ class ThreeDPW(PublicSet):
             rotations[0] = entry.camera @ rotations[0]
             pixels = read_image(entry.picture, entry.label)
             pose = SmplPose(rotations, entry.shape, entry.gender)
-            yield Frame(entry.label, entry.sequence, pixels, entry.box, None, pose)
+            yield Frame(entry.label, pixels, entry.box, entry.sequence, None, pose)
 
     def _sequence(self, file: Path, root: Path) -> list[_Entry]:
         content = load_pickle(file)
