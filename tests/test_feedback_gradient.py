@@ -77,27 +77,33 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
     studio = Studio(config, (("fay", str(job.folder)),))
     render = LocalRenderer(config, studio.folders).render_fn()
     estimator = InDoublePrecision(build_estimator(config.estimator))
-    seeds = [1, 3]  # at 2 the picture lies on one of the network's kinks: a slope with two sides
+    seeds = [1, 3]
     proposals, _, _ = propose_valid(studio.random_sampler(), seeds, studio.people, studio.checker)
     backgrounds = seeded_backgrounds("train")(seeds, estimator.crop.size)
 
-    analytic, measured = [], []
+    analytic, measured, bends = [], [], []
     for row in range(len(seeds)):
         proposal = proposals[[row]]
 
         def error(by: Tensor, proposal: Proposal = proposal, row: int = row) -> Tensor:
-            behind = backgrounds[[row]].expand(len(by), -1, -1, -1)
-            return judge(moved(proposal, by), studio.people, render, estimator, behind).error
+            scenery = backgrounds[[row]].expand(len(by), -1, -1, -1)
+            return judge(moved(proposal, by), studio.people, render, estimator, scenery).error
 
         by = torch.zeros(1, PARAMETERS, requires_grad=True)
         (gradient,) = torch.autograd.grad(error(by).sum(), by)
-        nudges = STEP * torch.cat([torch.eye(PARAMETERS), -torch.eye(PARAMETERS)])
+        ahead, behind = torch.eye(PARAMETERS), -torch.eye(PARAMETERS)
+        nudges = STEP * torch.cat([ahead, behind, torch.zeros(1, PARAMETERS)])
         with torch.no_grad():
             there = torch.cat([error(part) for part in nudges.split(AT_ONCE)])
         analytic.append(gradient[0].double())
-        measured.append((there[:PARAMETERS] - there[PARAMETERS:]) / (2 * STEP))
-    assert PARAMETERS >= 24
-    for ours, slope in zip(analytic, measured, strict=True):
+        high, low, here = there[:PARAMETERS], there[PARAMETERS:-1], there[-1]
+        measured.append((high - low) / (2 * STEP))
+        bends.append((high + low - 2 * here).abs() / (2 * STEP))
+    for ours, slope, bend in zip(analytic, measured, bends, strict=True):
+        # at one of the network's kinks the two sides differ, and there is no slope to compare with
+        smooth = bend < 0.1 * slope.abs().max()
+        assert int(smooth.sum()) >= 24
+        ours, slope = ours[smooth], slope[smooth]
         assert torch.nn.functional.cosine_similarity(ours, slope, dim=0) >= 0.95
         large = slope.abs() > slope.abs().median()
         assert (ours.sign() == slope.sign())[large].all()

@@ -14,7 +14,8 @@ from runtime_trials import ImpatientConsole, StairTrial
 from posegen_ray.compose import compose_config
 from posegen_ray.config import ParameterConfig
 from posegen_ray.console import Console
-from posegen_ray.runtime.placement import Resources, plan_trials
+from posegen_ray.runtime.placement import Node
+from posegen_ray.runtime.trial_placement import plan_trials
 from posegen_ray.runtime.tune import PatientAsha, _domain, run_search
 from posegen_ray.tuning import Search
 
@@ -30,7 +31,7 @@ def search(n_trials, weights=(DEFAULT,), **changes):
 
 
 def run(wanted, config, trial, folder, console=None):
-    two = Resources(3.0, 0)  # CPUs: a trial has 1 for itself and 0.4 for its helper
+    two = [Node("here", 3.0)]  # CPUs: a trial has 1 for itself and 0.4 for its helper
     share = plan_trials(config.runtime, two, num_subjects=2, limit=8)
     assert share.at_once == 2
     return run_search(trial, wanted, share, config, folder, console or Console(quiet=True))
