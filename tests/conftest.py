@@ -1,4 +1,4 @@
-"""What all tests share: quiet threads, no cluster authentication, and a small subject."""
+"""What all tests share: quiet threads, fixed seeds, no cluster authentication, a small subject."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduler:
     return Scheduler(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test's chance is the same every time, whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
