@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.errors import ResourceError
-from posegen_ray.runtime.placement import Node, Plan, Share, demand, plan
+from posegen_ray.runtime.placement import Node, Plan, bundles, demand, plan
 
 _POLL_S = 1.0
 _SETTLING_S = 3.0  # in which a cluster notices that an earlier run gave its resources back
@@ -65,17 +65,9 @@ def find_places(
                     raise ResourceError(f"{late}{error.what}", error.fix) from error
                 if config.scale_up_s > 0 and not asked:
                     say(f"waiting up to {wait_s:g} s for more machines:\n{error.what.strip()}")
-                    request_resources(bundles=_bundles(demand(config, num_subjects, training)))
+                    request_resources(bundles=bundles(demand(config, num_subjects, training)))
                     asked = True
             time.sleep(_POLL_S)
     finally:
         if asked:  # the processes themselves keep the machines from now on
             request_resources(bundles=[])
-
-
-def _bundles(shares: Sequence[Share]) -> list[dict[str, float]]:
-    return [
-        {"CPU": share.resources.num_cpus, "GPU": share.resources.num_gpus}
-        for share in shares
-        for _ in range(share.count)
-    ]

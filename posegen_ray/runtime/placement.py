@@ -152,6 +152,15 @@ def plan(
     raise ResourceError(f"{_reason(result)}\n{result.table()}\n", f"{fix[0].upper()}{fix[1:]}.")
 
 
+def bundles(shares: Sequence[Share]) -> list[dict[str, float]]:
+    """What each process reserves, in order, as Ray's bundles."""
+    return [
+        {"CPU": share.resources.num_cpus, "GPU": share.resources.num_gpus}
+        for share in shares
+        for _ in range(share.count)
+    ]
+
+
 def private_node(config: RuntimeConfig) -> Node:
     """The one machine of a private cluster."""
     return Node("this machine", config.num_cpus, config.num_gpus)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.errors import ResourceError
-from posegen_ray.runtime.placement import Node, Plan, Share, place
+from posegen_ray.runtime.placement import Node, Plan, Share, bundles, place
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,7 @@ class TrialPlan:
 
     def bundles(self) -> list[dict[str, float]]:
         """The placement group's bundles, the training process's first."""
-        return [
-            {"CPU": share.resources.num_cpus, "GPU": share.resources.num_gpus}
-            for share in self.trial.shares
-            for _ in range(share.count)
-        ]
+        return bundles(self.trial.shares)
 
     def table(self) -> str:
         """One trial's shares as a small text table, and how many trials run at once."""
