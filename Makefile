@@ -1,6 +1,7 @@
 # make demo   the main job, end to end, on this machine (creates .venv when it is missing)
 # make test   the test suite (make test-slow: the minutes-long ones)
 # make small  the comparison with three seeds and more images
+# make chaos  the fault matrix: what is killed, filled or corrupted, and how long recovery takes
 # make lint   ruff and mypy
 #
 # PYTHON  interpreter for the virtual environment (3.10 to 3.12)
@@ -16,7 +17,7 @@ BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test test-slow lint bench clean
+.PHONY: help setup demo small test test-slow chaos lint bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -41,6 +42,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow --timeout=3600 $(ARGS)
+
+chaos: setup
+	$(BIN)/python -m pytest -m chaos --timeout=900 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
