@@ -68,6 +68,8 @@ class FitConfig:
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     solidity: float = 1e-4  # push of densities inside it towards solid
     prune_at: float = 0.15  # fraction of the steps after which empty cells go
+    weight_rate: float = 0.06  # Adam step of skinning weights' logits, after pruning; 0: the body's
+    shift_rate: float = 1.5e-3  # Adam step of where cloth and hair hang, metres; 0: no shifts
     refine_rate: float = 0.0  # Adam step of poses and cameras, rad and m (2e-3); 0: as given
     patience: int = 0  # steps without a gain of min_gain after which the fit ends; 0: never early
     min_gain: float = 0.05  # dB of PSNR on the training pictures
@@ -86,6 +88,12 @@ class FitConfig:
             "fit.patience, fit.min_gain, fit.preview_every and fit.keep_every must not be "
             "negative.",
             "0 turns each of them off.",
+        )
+        require(
+            0 <= self.weight_rate <= 1 and 0 <= self.shift_rate <= 0.1,
+            f"fit.weight_rate={self.weight_rate} must lie in [0, 1], "
+            f"fit.shift_rate={self.shift_rate} in [0, 0.1].",
+            "Defaults: 0.06 and 1.5e-3; 0 lets everything move as the body's skinning says.",
         )
         require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 300.")
         require(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.ndimage import binary_fill_holes
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix, diags
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -154,7 +154,7 @@ def build_lattice(
     Cubes of parts that move against each other (thighs, arm and trunk) are not joined unless the
     field between them is dense: a slit opens between trousers' legs, a skirt stays whole.
     """
-    cubes = np.argwhere(binary_fill_holes(_occupied(field.stored.cpu().numpy())))
+    cubes = np.argwhere(_filled(field))
     cubes = cubes[np.argsort(cubes.sum(1) % 2, kind="stable")]
     edge = CUBE * field.voxel
     low = np.array(field.low)
@@ -186,6 +186,33 @@ def build_lattice(
         torch.from_numpy(np.ascontiguousarray(_across_faces(tets), np.int32)),
         torch.from_numpy(np.ascontiguousarray(cubes, np.int32)),
     )
+
+
+def restrict_lattice(
+    lattice: Lattice,
+    field: Field,  # on the grid of the lattice's own field, with some of its vertices
+) -> Lattice:
+    """The part of a lattice that covers what is left of its field. It moves as it did."""
+    lattice = lattice.to("cpu")
+    kept = torch.from_numpy(_filled(field))[tuple(lattice.cubes.long().T)]
+    used, numbers = (
+        lattice.tets.unflatten(0, (-1, 5))[kept].flatten(0, 1).unique(return_inverse=True)
+    )
+    across = np.ascontiguousarray(_across_faces(numbers.numpy()), np.int32)
+    return Lattice(
+        lattice.canonical[used],
+        lattice.rest[used],
+        lattice.weights[used],
+        lattice.normals[used],
+        numbers.int(),
+        torch.from_numpy(across),
+        lattice.cubes[kept],
+    )
+
+
+def _filled(field: Field) -> Bools:
+    """Which cubes a lattice has: those with content, and what these enclose."""
+    return np.asarray(binary_fill_holes(_occupied(field.stored.cpu().numpy())))
 
 
 def _occupied(stored: Bools) -> Bools:
@@ -260,17 +287,27 @@ def _across_faces(tets: Ints) -> Ints:  # [T, 4]
     return across.reshape(-1, 4)
 
 
+def mean_of_neighbours(
+    tets: Ints,  # [T, 4]
+) -> csr_matrix:  # [V, V]
+    """What averages values over the vertices that share a tetrahedron, each counted once for
+    every one that they share."""
+    pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+    first = np.concatenate([tets[:, i] for i, _ in pairs])
+    second = np.concatenate([tets[:, j] for _, j in pairs])
+    count = int(tets.max()) + 1
+    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(count, count)).tocsr()
+    return csr_matrix(diags(1 / np.asarray(graph.sum(1))[:, 0]) @ graph)
+
+
 def _smoothed(
     weights: Floats,  # [V, D]
     tets: Ints,  # [T, 4]
     stick: Floats,  # [V] 1: keeps its own weights, 0: takes its neighbours'
 ) -> Floats:
     """Spreads what the surface says into space: nearest neighbours alone would leave seams."""
-    first = np.concatenate([tets[:, i] for i in range(4) for j in range(4) if i != j])
-    second = np.concatenate([tets[:, j] for i in range(4) for j in range(4) if i != j])
-    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=[len(weights)] * 2).tocsr()
-    degree = np.asarray(graph.sum(1))
+    mean = mean_of_neighbours(tets)
     mixed = weights
     for _ in range(_SMOOTHING):
-        mixed = stick[:, None] * weights + (1 - stick[:, None]) * (graph @ mixed) / degree
+        mixed = stick[:, None] * weights + (1 - stick[:, None]) * (mean @ mixed)
     return mixed

@@ -5,7 +5,7 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import warp as wp
 from torch import Tensor
 from torch.nn.functional import pad
 
+from posegen_ray.body.camera import Camera
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
@@ -24,9 +25,10 @@ from posegen_ray.subjects.deform import (
     Lattice,
     build_lattice,
     pose_normals,
-    pose_vertices,
+    restrict_lattice,
 )
 from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field
+from posegen_ray.subjects.fit_motion import LatticeMotion
 from posegen_ray.subjects.fit_poses import FrameCorrections
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.render_fused import (
@@ -48,8 +50,8 @@ class VoxelFitter:
 
     Each step renders one training picture before a random background (against floaters), pulls the
     squared error back to the field, and takes an Adam step. Part of the way through, and at the
-    end, empty places go, which makes every later rendering faster. From then on poses and cameras
-    may be corrected, too.
+    end, empty places go, which makes every later rendering faster. From the first time on the fit
+    also learns how cloth moves, and poses and cameras may be corrected.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class VoxelFitter:
         self._seed, self._device = seed, torch.device(device)
         self._training = (~capture.held_out).nonzero()[:, 0].tolist()
         self._bones = capture.bones(body)
-        self._prune_step = round(config.prune_at * config.steps)
+        self._prune_step = max(1, round(config.prune_at * config.steps))
+        self._motion: LatticeMotion | None = None
         self._corrections: FrameCorrections | None = None
         if config.refine_rate > 0:
             self._corrections = FrameCorrections(capture, body, config.refine_rate)
@@ -74,39 +77,63 @@ class VoxelFitter:
         field = carve(capture, body, self._bones, self._start, self._training, device)
         self._begin(build_lattice(body, capture.shape, field), field, even_light())
 
-    def _begin(self, lattice: Lattice, field: Field, light: Tensor) -> None:
-        outside = _outside(self._start, field)
-        self._optimiser = _FieldOptimiser(
-            lattice, field, light, outside, self._config, self._device
-        )
-        model = self._optimiser.model
-        self._frames = {i: frame_of(model, self._capture, self._bones, i) for i in self._training}
+    def _begin(self, lattice: Lattice, field: Field, light: Tensor, moving: bool = False) -> None:
+        config, outside = self._config, _outside(self._start, field)
+        self._optimiser = _FieldOptimiser(lattice, field, light, outside, config, self._device)
+        model, bones = self._optimiser.model, self._bones
+        self._frames: dict[int, Frame] = {}
+        if moving:
+            self._motion = LatticeMotion(model.lattice, config.weight_rate, config.shift_rate)
+        else:
+            self._frames = {i: frame_of(model, self._capture, bones, i) for i in self._training}
 
     def step(self) -> float:
-        if self.done == self._prune_step:
-            model = self._optimiser.model
-            field = prune(self._optimiser.field(), _shown(model, list(self._frames.values())))
+        if self.done == self._prune_step and self._motion is None:
+            shown = _shown(self._optimiser.model, list(self._frames.values()))
+            field = prune(self._optimiser.field(), shown)
             lattice = build_lattice(self._body, self._capture.shape, field)
-            self._begin(lattice, field, self._optimiser.light())
+            self._begin(lattice, field, self._optimiser.light(), moving=True)
         lap, place = divmod(self.done, len(self._training))
         order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
         index = int(order[place])
         chance = torch_stream(self._seed, "fit", "background", self.done, device=self._device.type)
         decay = _FINAL_RATE ** (self.done / self.total)
-        if self._corrections is None or self.done < self._prune_step:
+        if self._motion is None:
             error = self._optimiser.step(self._frames[index], chance, decay)
         else:
-            error = self._optimiser.step_with_pose(
-                self._capture, index, self._corrections, chance, decay
-            )
+            error = self._optimiser.step_in_motion(self._take(index), self._motion, chance, decay)
+            if self._corrections is not None:
+                self._corrections.step()
         self.done += 1
         return error
 
+    def _take(self, index: int) -> Take:
+        """A frame as it is now believed to be."""
+        target, device = self._capture.target(index), self._device
+        if self._corrections is None:
+            bones = self._bones[index : index + 1].to(device)
+            return Take(bones, self._capture.view(index, device), target.to(device))
+        bones, camera, cost = self._corrections.frame(index)
+        return Take(bones.to(device), camera.to(device), target.to(device), cost)
+
     def model(self) -> FusedModel:
-        return self._optimiser.model
+        if self._motion is None:
+            return self._optimiser.model
+        return self._model_of(self._lattice(), self._optimiser.field())
+
+    def _lattice(self) -> Lattice:
+        if self._motion is None:
+            return self._optimiser.model.lattice
+        with torch.no_grad():
+            return self._motion.lattice()
+
+    def _model_of(self, lattice: Lattice, field: Field) -> FusedModel:
+        return FusedModel(lattice, field, self._optimiser.light(), RendererConfig(), self._device)
 
     def state(self) -> dict[str, Any]:
         state = {"done": self.done, **self._optimiser.state()}
+        if self._motion is not None:
+            state["motion"] = self._motion.state()
         if self._corrections is not None:
             state["corrections"] = self._corrections.state()
         return state
@@ -114,18 +141,20 @@ class VoxelFitter:
     def resume(self, state: dict[str, Any]) -> None:
         self.done = state["done"]
         field = Field(state["values"], state["index"], tuple(state["low"]), state["voxel"])
-        self._begin(Lattice(*(state[name] for name in LATTICE_TENSORS)), field, state["light"])
+        lattice = Lattice(*(state[name] for name in LATTICE_TENSORS))
+        self._begin(lattice, field, state["light"], moving="motion" in state)
         self._optimiser.resume(state)
+        if self._motion is not None:
+            self._motion.resume(state["motion"])
         if self._corrections is not None:
             self._corrections.resume(state["corrections"])
 
     def result(self) -> tuple[dict[str, Any], FusedModel, Capture]:
         field = self._optimiser.field()
         field = prune(field, field.values[:, 3] > EMPTY, ring=0)
-        lattice = build_lattice(self._body, self._capture.shape, field)
-        light = self._optimiser.light()
-        model = FusedModel(lattice, field, light, RendererConfig(), self._device)
-        parts = {"lattice": lattice, "field": field, "light": light}
+        lattice = restrict_lattice(self._lattice(), field)
+        model = self._model_of(lattice, field)
+        parts = {"lattice": lattice, "field": field, "light": self._optimiser.light()}
         believed = self._capture if self._corrections is None else self._corrections.apply()
         return parts, model, believed
 
@@ -150,6 +179,16 @@ def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
     outside = torch.zeros(start.index.shape, dtype=torch.bool)
     outside[start.stored] = start.values[:, 3] <= 0
     return outside[field.stored]
+
+
+@dataclass(frozen=True)
+class Take:
+    """A training picture and what is believed about it."""
+
+    bones: Tensor  # [1, 24, 3, 4]
+    camera: Camera
+    target: Tensor  # [H, W, 4] premultiplied
+    cost: Tensor | None = None  # of pose and camera being so far from what was given
 
 
 class _FieldOptimiser:
@@ -219,34 +258,29 @@ class _FieldOptimiser:
         self._move(frame.normals, grad_lit, decay)
         return error
 
-    def step_with_pose(
-        self,
-        capture: Capture,
-        index: int,
-        corrections: FrameCorrections,
-        chance: torch.Generator,
-        decay: float,
+    def step_in_motion(
+        self, take: Take, motion: LatticeMotion, chance: torch.Generator, decay: float
     ) -> float:
-        """The same, and a step of the frame's pose and camera."""
-        model = self.model
-        bones, camera, cost = corrections.frame(index)
-        bones, camera = bones.to(model.device), camera.to(model.device)
-        points = pose_vertices(model.lattice, to_camera_bones(camera, bones))
+        """The same, and a step of how the lattice moves; gradients go back to a take's pose and
+        camera, too, where it wants them."""
+        model, bones, camera = self.model, take.bones, take.camera
+        points = motion.points(to_camera_bones(camera, bones))
         normals = pose_normals(model.lattice, bones)
         view = model.find_rays(points.detach(), camera.detach())
         slopes = ray_slopes(camera, view).contiguous()
         lit = brightness(model.light.detach(), normals)
         at, under = points.detach().contiguous(), lit.detach().contiguous()
         rgba = model.march(view, slopes, under)
-        target = capture.target(index).to(model.device).view(-1, 4)[view.row]
-        error, grad_rgba = _squared_error(rgba, target, chance)
+        error, grad_rgba = _squared_error(rgba, take.target.view(-1, 4)[view.row], chance)
         pulled = model.pull_back(view, at, slopes, under, rgba, grad_rgba, self._grad)
         # the mean over rays: Adam does not care, the pull back to what was given does
         share = 1 / max(1, len(rgba))
-        torch.autograd.backward(
-            [points, lit, cost], [share * pulled[0], share * pulled[2], torch.ones_like(cost)]
-        )
-        corrections.step()
+        ends, gradients = [points], [share * pulled[0]]
+        if take.cost is not None:
+            ends += [lit, take.cost]
+            gradients += [share * pulled[2], torch.ones_like(take.cost)]
+        torch.autograd.backward(ends, gradients)
+        motion.step(decay)
         self._move(normals.detach(), pulled[2], decay)
         return error
 
