@@ -5,6 +5,7 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,7 +90,7 @@ class VoxelFitter:
 
     def step(self) -> float:
         if self.done == self._prune_step and self._motion is None:
-            shown = _shown(self._optimiser.model, list(self._frames.values()))
+            shown = _shown(self._optimiser.model, survey(list(self._frames.values())))
             field = prune(self._optimiser.field(), shown)
             lattice = build_lattice(self._body, self._capture.shape, field)
             self._begin(lattice, field, self._optimiser.light(), moving=True)
@@ -150,27 +151,27 @@ class VoxelFitter:
             self._corrections.resume(state["corrections"])
 
     def result(self) -> tuple[dict[str, Any], FusedModel, Capture]:
-        field = self._optimiser.field()
-        field = prune(field, field.values[:, 3] > EMPTY, ring=0)
-        lattice = restrict_lattice(self._lattice(), field)
-        model = self._model_of(lattice, field)
-        parts = {"lattice": lattice, "field": field, "light": self._optimiser.light()}
         believed = self._capture if self._corrections is None else self._corrections.apply()
-        return parts, model, believed
+        model, bones = self.model(), believed.bones(self._body)
+        frames = [frame_of(model, believed, bones, i) for i in survey(self._training)]
+        matters = _shown(model, frames) & (model.field.values[:, 3] > EMPTY).cpu()
+        field = prune(self._optimiser.field(), matters, ring=0)
+        lattice = restrict_lattice(self._lattice(), field)
+        parts = {"lattice": lattice, "field": field, "light": self._optimiser.light()}
+        return parts, self._model_of(lattice, field), believed
 
 
-def _shown(model: FusedModel, frames: list[Frame]) -> Tensor:  # [M] bool
+def _shown(model: FusedModel, frames: Sequence[Frame]) -> Tensor:  # [M] bool
     """Which field vertices colour enough rays, or lie deep in the person: these are seldom seen,
     but must stay."""
     sums = torch.zeros_like(model.field.values)
     lit = torch.ones(1, len(model.lattice.rest), device=model.device)
-    surveyed = survey(frames)
-    for frame in surveyed:
+    for frame in frames:
         rgba = model.march(frame.view, frame.slopes, lit)
         count = torch.zeros_like(rgba)
         count[:, 0] = 1.0
         model.pull_back_to_field(frame.view, frame.slopes, lit, rgba, count, sums)
-    shown = sums[:, 0] / len(surveyed) > _SHOWN
+    shown = sums[:, 0] / len(frames) > _SHOWN
     return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
 
 
