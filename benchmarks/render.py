@@ -31,7 +31,7 @@ from posegen_ray.seeding import torch_stream
 from posegen_ray.studio import Studio
 from posegen_ray.subjects.anerf import SkeletonField, cast, composite, place_samples
 from posegen_ray.subjects.deform import pose_normals, pose_vertices
-from posegen_ray.subjects.light import brightness
+from posegen_ray.subjects.light import brightness, towards_camera
 from posegen_ray.subjects.render import Renderer, make_renderer
 from posegen_ray.subjects.render_fused import FusedModel, ray_slopes, to_camera_bones
 from posegen_ray.subjects.store import VoxelSubject, load_subject
@@ -216,7 +216,9 @@ def pieces(model: FusedModel, request: RenderRequest) -> None:
 
     def skin() -> tuple[Tensor, Tensor]:
         points = pose_vertices(model.lattice, to_camera_bones(camera, request.bones))
-        return points, brightness(model.light, pose_normals(model.lattice, request.bones))
+        towards = towards_camera(points, camera) if model.shines else None
+        normals = pose_normals(model.lattice, request.bones)
+        return points, brightness(model.light, normals, towards)
 
     points, lit = skin()
     view = model.find_rays(points, camera)

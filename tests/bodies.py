@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -184,9 +185,19 @@ def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> VoxelSubject:
         licence="CC0",
         source="painted for tests",
     )
-    light = torch.diag(torch.tensor([0.0, 0.1, 0.0, 0.8]))
-    light[0, 3] = light[3, 0] = 0.1
+    light = torch.zeros(2, 4, 4)
+    light[0] = torch.diag(torch.tensor([0.0, 0.1, 0.0, 0.8]))
+    light[0, 0, 3] = light[0, 3, 0] = 0.1
     return VoxelSubject(manifest, build_lattice(body, shape, field), field, light)
+
+
+def shining(subject: VoxelSubject) -> VoxelSubject:
+    """The same subject, which also mirrors a lamp: it looks different from every side."""
+    lamp = torch.tensor([0.6, 0.0, 0.8])
+    light = subject.light.clone()
+    light[1, :3, :3] = 0.5 * lamp[:, None] * lamp
+    light[1, :3, 3] = light[1, 3, :3] = 0.2 * lamp
+    return replace(subject, light=light)
 
 
 def capture_of(subject: VoxelSubject, frames: int, size: int, name: str = "painted") -> Capture:

@@ -65,6 +65,7 @@ class FitConfig:
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
     light_rate: float = 0.01  # Adam step of the light; 0: even light from everywhere
+    shine: bool = False  # what shines is learned, too: brightness depends on the view
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     solidity: float = 1e-4  # push of densities inside it towards solid
     prune_at: float = 0.15  # fraction of the steps after which empty cells go

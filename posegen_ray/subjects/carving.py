@@ -22,7 +22,7 @@ from posegen_ray.subjects.canonical import Bools, Floats, canonical_body
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.deform import build_lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import CUBE, EMPTY, Field, widened
-from posegen_ray.subjects.light import even_light
+from posegen_ray.subjects.light import even_light, towards_camera
 from posegen_ray.subjects.render_fused import FusedModel, View, ray_slopes, to_camera_bones
 
 _SURVEY = 24  # pictures looked at
@@ -132,6 +132,7 @@ class Frame:
     view: View
     slopes: Tensor  # [N, 2]
     normals: Tensor  # [1, V, 3] of the lattice's vertices, world
+    towards: Tensor  # [1, V, 3] from there to the camera, world
     target: Tensor  # [N, 4] premultiplied
 
 
@@ -142,4 +143,4 @@ def frame_of(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> 
     view = model.find_rays(points, camera)
     target = capture.target(index).to(model.device).view(-1, 4)[view.row]
     normals = pose_normals(model.lattice, posed)
-    return Frame(view, ray_slopes(camera, view), normals, target)
+    return Frame(view, ray_slopes(camera, view), normals, towards_camera(points, camera), target)

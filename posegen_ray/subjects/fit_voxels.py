@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import warp as wp
 from torch import Tensor
-from torch.nn.functional import pad
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.body.model import BodyModel
@@ -31,7 +30,7 @@ from posegen_ray.subjects.deform import (
 from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field
 from posegen_ray.subjects.fit_motion import LatticeMotion
 from posegen_ray.subjects.fit_poses import FrameCorrections
-from posegen_ray.subjects.light import brightness, even_light
+from posegen_ray.subjects.light import brightness, even_light, towards_camera
 from posegen_ray.subjects.render_fused import (
     FusedModel,
     launch,
@@ -199,7 +198,7 @@ class _FieldOptimiser:
         self,
         lattice: Lattice,
         field: Field,
-        light: Tensor,  # [4, 4]
+        light: Tensor,  # [2, 4, 4]
         outside: Tensor,  # [M] bool: field vertices outside the naked body
         config: FitConfig,
         device: torch.device,
@@ -223,7 +222,7 @@ class _FieldOptimiser:
         """The field as it stands."""
         return self.model.field.to("cpu")
 
-    def light(self) -> Tensor:  # [4, 4]
+    def light(self) -> Tensor:  # [2, 4, 4]
         """The light as it stands."""
         return self.model.light.detach().cpu().clone()
 
@@ -250,13 +249,13 @@ class _FieldOptimiser:
     def step(self, frame: Frame, chance: torch.Generator, decay: float) -> float:
         """Pose and camera as given; the error met."""
         model = self.model
-        lit = brightness(model.light, frame.normals)
+        lit = brightness(model.light, frame.normals, frame.towards)
         rgba = model.march(frame.view, frame.slopes, lit)
         error, grad_rgba = _squared_error(rgba, frame.target, chance)
         grad_lit = model.pull_back_to_field(
             frame.view, frame.slopes, lit, rgba, grad_rgba, self._grad
         )
-        self._move(frame.normals, grad_lit, decay)
+        self._move(frame.normals, frame.towards, grad_lit, decay)
         return error
 
     def step_in_motion(
@@ -266,10 +265,10 @@ class _FieldOptimiser:
         camera, too, where it wants them."""
         model, bones, camera = self.model, take.bones, take.camera
         points = motion.points(to_camera_bones(camera, bones))
-        normals = pose_normals(model.lattice, bones)
+        normals, towards = pose_normals(model.lattice, bones), towards_camera(points, camera)
         view = model.find_rays(points.detach(), camera.detach())
         slopes = ray_slopes(camera, view).contiguous()
-        lit = brightness(model.light.detach(), normals)
+        lit = brightness(model.light.detach(), normals, towards)
         at, under = points.detach().contiguous(), lit.detach().contiguous()
         rgba = model.march(view, slopes, under)
         error, grad_rgba = _squared_error(rgba, take.target.view(-1, 4)[view.row], chance)
@@ -282,10 +281,10 @@ class _FieldOptimiser:
             gradients += [share * pulled[2], torch.ones_like(take.cost)]
         torch.autograd.backward(ends, gradients)
         motion.step(decay)
-        self._move(normals.detach(), pulled[2], decay)
+        self._move(normals.detach(), towards.detach(), pulled[2], decay)
         return error
 
-    def _move(self, normals: Tensor, grad_lit: Tensor, decay: float) -> None:
+    def _move(self, normals: Tensor, towards: Tensor, grad_lit: Tensor, decay: float) -> None:
         """Takes the step that the gradients say."""
         model, config = self.model, self._config
         self._grad[:, 3] += self._push
@@ -323,8 +322,11 @@ class _FieldOptimiser:
         )
         model.refresh()
         if config.light_rate > 0:
-            extended = pad(normals[0], (0, 1), value=1.0)
-            model.light.grad = (grad_lit[0, :, None] * extended).T @ extended
+            light = model.light.detach().requires_grad_()
+            lit = brightness(light, normals, towards)
+            (model.light.grad,) = torch.autograd.grad(lit, light, grad_lit)
+            if not config.shine:
+                model.light.grad[1] = 0
             self._light.param_groups[0]["lr"] = decay * config.light_rate
             self._light.step()
 

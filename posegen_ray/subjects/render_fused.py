@@ -24,7 +24,7 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import grid_kernels, kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
-from posegen_ray.subjects.light import brightness
+from posegen_ray.subjects.light import brightness, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
@@ -56,12 +56,13 @@ class FusedModel:
         self,
         lattice: Lattice,
         field: Field,
-        light: Tensor,  # [4, 4]
+        light: Tensor,  # [2, 4, 4]
         config: RendererConfig,
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
         self.light = light.to(self.device)
+        self.shines = bool(light[1].any())
         prepare(warp_device_name(self.device), kernels.__name__)
         self.config = config
         self.lattice = lattice.to(self.device)
@@ -111,7 +112,8 @@ class FusedModel:
 
     def _draw_piece(self, bones: Tensor, camera: Camera) -> Tensor:
         points = pose_vertices(self.lattice, to_camera_bones(camera, bones))
-        lit = brightness(self.light, pose_normals(self.lattice, bones))
+        towards = towards_camera(points, camera) if self.shines else None
+        lit = brightness(self.light, pose_normals(self.lattice, bones), towards)
         view = self.find_rays(points.detach(), camera.detach())
         slopes = ray_slopes(camera, view)
         colours: Tensor = _March.apply(self, view, points, slopes, lit)  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from nerfacc import accumulate_along_rays, render_weight_from_density
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from posegen_ray.body.camera import Camera, rays
 from posegen_ray.config import RendererConfig
@@ -31,7 +32,7 @@ class ReferenceModel:
         self,
         lattice: Lattice,
         field: Field,
-        light: Tensor,  # [4, 4]
+        light: Tensor,  # [2, 4, 4]
         config: RendererConfig,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -51,8 +52,9 @@ class ReferenceModel:
     ) -> Tensor:  # [B, H, W, 4] premultiplied
         """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
         points = pose_vertices(self.lattice, bones)
-        lit = brightness(self.light, pose_normals(self.lattice, bones))
         origins, directions = rays(camera)
+        towards = normalize(origins[:, None] - points, dim=-1)
+        lit = brightness(self.light, pose_normals(self.lattice, bones), towards)
         images = []
         for item in range(len(camera)):
             posed = points[item][self._tets]  # [T, 4, 3]

@@ -26,7 +26,7 @@ from posegen_ray.subjects.anerf import SkeletonField
 from posegen_ray.subjects.deform import LATTICE_TENSORS, Lattice
 from posegen_ray.subjects.field import Field, number
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST = "manifest.json"
 
 
@@ -86,7 +86,7 @@ class VoxelSubject(Subject):
 
     lattice: Lattice
     field: Field
-    light: Tensor  # [4, 4]; see `posegen_ray.subjects.light`
+    light: Tensor  # [2, 4, 4]; see `posegen_ray.subjects.light`
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _unpack(
     lattice = Lattice(*(tensors[f"lattice.{name}"] for name in LATTICE_TENSORS))
     grid = Field(values, index, (x, y, z), float(described["voxel"]))
     light = tensors["light"]
-    if light.shape != (4, 4):
+    if light.shape != (2, 4, 4):
         raise ValueError(f"light has shape {tuple(light.shape)}")
     return VoxelSubject(manifest, lattice, grid, light)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bodies import capsule_body, capture_of, painted_subject
+from bodies import capsule_body, capture_of, painted_subject, shining
 from PIL import Image
 
 from posegen_ray.body.rotation import from_axis_angle
@@ -58,7 +58,8 @@ def test_a_fit_finds_the_light(capture: Capture) -> None:
     """Where the painted person is brighter, the fitted one is, and by as much."""
     true = painted_subject().light
     found = fit_subject(capture, capsule_body(), FieldConfig(), CONFIG, 0).light
-    assert (found - found.T).abs().max() < 1e-5
+    assert (found - found.mT).abs().max() < 1e-5
+    assert not found[1].any()  # nothing shines unless asked for
     normals = torch.nn.functional.normalize(torch.randn(1, 500, 3), dim=-1)
     expected, ours = brightness(true, normals)[0], brightness(found, normals)[0]
     expected, ours = expected / expected.mean(), ours / ours.mean()  # colours make up for the rest
@@ -68,6 +69,16 @@ def test_a_fit_finds_the_light(capture: Capture) -> None:
     assert torch.equal(
         fit_subject(capture, capsule_body(), FieldConfig(), plain, 0).light, even_light()
     )
+
+
+def test_a_fit_that_may_shine_finds_what_depends_on_the_view() -> None:
+    capture = capture_of(shining(painted_subject()), FRAMES, SIZE)
+    matt, glossy = (
+        fit_subject(capture, capsule_body(), FieldConfig(), replace(CONFIG, shine=shine), 0)
+        for shine in (False, True)
+    )
+    assert glossy.light[1].abs().max() > 0.1
+    assert glossy.manifest.psnr_person > matt.manifest.psnr_person + 1
 
 
 def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
