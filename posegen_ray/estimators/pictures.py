@@ -39,9 +39,9 @@ class Cutting:
     ) -> Tensor:  # [..., 2] pixels of the picture
         """Where in the picture points of the crop are."""
         start, end = points.new_tensor(self.corners).view(2, 2)
-        if self.sampled:
-            return start + (points - 0.5) / self.size * (end - start)
-        return start + points / self.size * (end - start) - 0.5
+        in_crop, in_picture = (0.5, 0.0) if self.sampled else (0.0, 0.5)
+        found: Tensor = start + (points - in_crop) / self.size * (end - start) - in_picture
+        return found
 
 
 def square(
