@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_parametric_loop import LEAST
+from least import LEAST
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.cli import main

@@ -14,6 +14,7 @@ import published_layouts as published
 import pytest
 import torch
 from bodies import capsule_smpl
+from least import LEAST
 from test_experiment import assert_same_answers
 from test_hybrik import small_res
 from test_spin import small_spin
@@ -22,15 +23,6 @@ from torch import Tensor
 from posegen_ray.checkpoint import load_checkpoint
 from posegen_ray.cli import main
 from posegen_ray.estimators import PoseEstimator
-
-# as little as shows every part: an image of each kind of view, one round
-LEAST = [
-    "experiment=tiny",
-    "experiment.images_per_arm=8",
-    *(f"experiment.{name}=4" for name in ("joint_map_images", "validation_images")),
-    *(f"experiment.test_{name}_images=4" for name in ("source", "wild", "ood")),
-    "training.rounds=1",
-]
 
 
 @pytest.mark.parametrize("kind", ["spin", "hybrik_res34"])
