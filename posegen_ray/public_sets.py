@@ -114,6 +114,7 @@ def evaluate_on_public_set(config: RunConfig, console: Console) -> pd.DataFrame:
             "protocol": test.title,
             "left_out": test.left_out,
             "dataset": asdict(settings),
+            "crop": asdict(estimator.crop.picture),  # where dataset.crop_scale is null
             "data_root": config.data_root,
             "smpl_folder": config.body.smpl_folder,
             "run": config.run,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from posegen_ray.body import load_body
 from posegen_ray.body.model import BodyModel
-from posegen_ray.config import CameraRangeConfig, RunConfig
+from posegen_ray.config import BodyConfig, CameraRangeConfig, RunConfig
 from posegen_ray.errors import SubjectError
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.registry import crop_spec
@@ -304,7 +304,7 @@ class Models:
 
 
 def models_of(config: RunConfig, split: str) -> Models:
-    """This process's models of a split; dressed once."""
+    """This process's models of a split; made once."""
     key = (json.dumps(asdict(config), sort_keys=True), split)
     if key not in _models:
         studio = studio_of(config, ())
@@ -325,9 +325,17 @@ def models_of(config: RunConfig, split: str) -> Models:
             name: (bank, ValidityChecker(grounded, studio.body, shapes, bank.poses.rotations))
             for name, bank in banks.items()
         }
-        meshes = tuple(dress(person, studio.body) for person in cast)
-        _models[key] = Models(split, studio.crop, group, meshes, sets)
+        _models[key] = Models(split, studio.crop, group, _dressed(config.body, split), sets)
     return _models[key]
 
 
+def _dressed(body: BodyConfig, split: str) -> tuple[TexturedMesh, ...]:
+    """The meshes of a split's people; the same ones for all settings but the body's."""
+    key = (json.dumps(asdict(body), sort_keys=True), split)
+    if key not in _meshes:
+        _meshes[key] = tuple(dress(person, load_body(body)) for person in people(split))
+    return _meshes[key]
+
+
 _models: dict[tuple[str, str], Models] = {}
+_meshes: dict[tuple[str, str], tuple[TexturedMesh, ...]] = {}

@@ -83,6 +83,8 @@ def test_the_table_is_printed_and_written_with_all_that_it_depends_on(
     assert list(frames["sequence"]) == [f"TS{number}" for number in range(1, 7)]
     content = json.loads((out / "mpi_inf_3dhp-shifted.json").read_text())
     assert content["dataset"]["annotation"] == "univ_annot3"
+    assert content["dataset"]["crop_scale"] is None
+    assert content["crop"]["about_joints"] == 1.2
     assert content["estimator"]["kind"] == "blazepose"
     assert content["left_out"]["valid_frame is 0"] == 6
     first = content["results"][0]["weights_sha256"]

@@ -24,7 +24,8 @@ class DatasetConfig:
     name: str = ""  # 3dpw | mpi_inf_3dhp | h36m | surreal | keypoints; empty: none
     split: str = "test"
     joints: str = "lsp14"  # what errors are taken over: lsp14 | h36m17 | smpl24 | limbs12
-    crop_scale: float = 1.2  # the crop's side / the longer side of the person's box
+    # a crop's side / the longer side of the person's box; null: the estimator's own (crop.picture)
+    crop_scale: float | None = None
     joint_regressor: str = ""  # J_regressor_h36m.npy; empty: that file in body.smpl_folder
     batch_size: int = 32  # pictures held in memory at once
     ground_truth: str = "gendered"  # 3dpw, surreal: gendered | neutral SMPL
@@ -71,7 +72,9 @@ class DatasetConfig:
             "Choose smpl24 or limbs12.",
         )
         require(
-            self.crop_scale > 0 and self.batch_size >= 1 and self.every >= 1,
+            (self.crop_scale is None or self.crop_scale > 0)
+            and self.batch_size >= 1
+            and self.every >= 1,
             f"dataset.crop_scale={self.crop_scale}, dataset.batch_size={self.batch_size} and "
             f"dataset.every={self.every} must be positive.",
             "See conf/dataset for the protocols' values.",

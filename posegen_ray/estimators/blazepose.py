@@ -14,7 +14,7 @@ from torch import Tensor
 from posegen_ray.assets import fetch
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, mirrored
 from posegen_ray.estimators.base import EARLY, LATE, WHOLE, Estimate, PoseEstimator, centred
-from posegen_ray.estimators.crop import CropSpec
+from posegen_ray.estimators.crop import CropSpec, PictureCrop
 from posegen_ray.estimators.tflite_graph import TFLiteGraph
 
 NUM_LANDMARKS = 33
@@ -47,7 +47,8 @@ class BlazePose(PoseEstimator):
 
     joint_names = LIMB_JOINT_NAMES
     input_size = 256
-    crop = CropSpec(size=256)
+    # by the box alone: how large the aligned crop is around people who walk, jump and dance
+    crop = CropSpec(size=256, picture=PictureCrop(about_joints=1.7, about_person=1.3))
     cuts = (WHOLE, EARLY, LATE)
 
     def __init__(self, path: Path, variant: str = "full") -> None:

@@ -1,7 +1,8 @@
 """The square crop that an estimator was trained for, as a camera and as a resampled picture.
 
 The crop is a camera (`posegen_ray.body.camera.crop`): rendering with it gives the crop directly.
-Real photographs are resampled with `crop_image`, which has the same geometry.
+Photographs by a known camera are resampled with `crop_image`, which has the same geometry; pictures
+of which only a person's box is known are cut by `posegen_ray.estimators.pictures`.
 Knows nothing of networks.
 """
 
@@ -22,6 +23,21 @@ _SHORT = 0.005
 
 
 @dataclass(frozen=True)
+class PictureCrop:
+    """How an estimator's published evaluation cuts a person out of a picture, by the person's box.
+
+    An upright square (width / height = 1) about the middle of the box. Default: as SPIN does.
+    """
+
+    about_joints: float = 1.2  # its side / the longer side of the box around the 2D joints
+    about_person: float = 0.9  # the same for the wider boxes that Human3.6M states itself
+    clipped: bool = False  # the box is first cut off at the picture's edges
+    # bilinear samples at exact places, as cv2.warpAffine takes them; else the corners are cut to
+    # whole pixels (towards zero), and pixels are averaged where the square shrinks
+    sampled: bool = False
+
+
+@dataclass(frozen=True)
 class CropSpec:
     """Which part of a picture an estimator wants to see.
 
@@ -30,17 +46,24 @@ class CropSpec:
     the distance to the farthest joint. `box`: not rotated, centred at the joints' bounding box,
     `scale` times its longer side (as SPIN and HybrIK were trained). `margin` is added around the
     joints for what lies beyond them (the top of the head, fingers, toes).
+    `picture` says the same for real pictures, of which only the person's box is known.
     """
 
     size: int  # pixels
     kind: str = "aligned"  # aligned | upright | box
     scale: float = 2.5
     margin: float = 0.1  # metres
+    picture: PictureCrop = PictureCrop()
 
 
 # known without loading the networks, whose packages take memory
 SPIN_CROP = CropSpec(size=224, kind="box", scale=1.2)
-HYBRIK_CROP = CropSpec(size=256, kind="box", scale=1.25)
+HYBRIK_CROP = CropSpec(
+    size=256,
+    kind="box",
+    scale=1.25,
+    picture=PictureCrop(about_joints=1.25, about_person=1.0, clipped=True, sampled=True),
+)
 
 
 @dataclass(frozen=True)

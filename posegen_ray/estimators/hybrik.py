@@ -211,7 +211,8 @@ class HybrIK(PoseEstimator):
         joints = back_project(answer.uvd, answer.camera[:, :1], offset)
         joints = joints - joints[:, :1]  # the camera's x and y go with it
         rotations = inverse_kinematics(joints, rest, answer.twist, adaptive=not self.training)
-        joints_2d = (answer.uvd[..., :2] + 0.5) * SIZE
+        # the published targets count from the first pixel's middle, we from its corner
+        joints_2d = (answer.uvd[..., :2] + 0.5) * SIZE + 0.5
         return Estimate(joints, rotations, answer.shape, answer.camera, joints_2d)
 
 

@@ -15,7 +15,7 @@ from posegen_ray.errors import AssetError, CheckpointError, ConfigError
 from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.estimators.blackbox import find_function, load_black_box
 from posegen_ray.estimators.blazepose import BlazePose, load_blazepose
-from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP, CropSpec
+from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP, CropSpec, PictureCrop
 
 _CROPS: dict[str, CropSpec] = {
     "blazepose": BlazePose.crop,
@@ -153,7 +153,10 @@ def crop_spec(config: EstimatorConfig) -> CropSpec:
     """The crop that the estimator wants, without loading it."""
     _check(config.kind)
     if config.kind == BLACK_BOX:
-        return CropSpec(config.input_size, config.crop, config.crop_scale)
+        if config.crop != "box":
+            return CropSpec(config.input_size, config.crop, config.crop_scale)
+        picture = PictureCrop(config.crop_scale, about_person=0.75 * config.crop_scale)
+        return CropSpec(config.input_size, config.crop, config.crop_scale, picture=picture)
     return _CROPS[config.kind]
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.datasets.public import KeypointSet, MarkedPerson
 from posegen_ray.errors import DataError
-from posegen_ray.estimators.base import Estimate, PoseEstimator
+from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.evaluation import metrics
-from posegen_ray.evaluation.public import cropped_batches, device_of, require_finite
+from posegen_ray.evaluation.pictures import Answered, answers
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,16 @@ def evaluate_keypoints(
     """
     if not len(test):
         raise DataError(f"{test.title} has nobody left.", f"Left out: {test.left_out}.")
-    rows: list[pd.DataFrame] = []
-    device = device_of(estimator)
-    was_training = estimator.training
-    estimator.eval()
-    with torch.no_grad():
-        for images, offset, people in cropped_batches(test, batch_size, estimator.input_size):
-            estimate = estimator.in_picture(images.to(device).float() / 255, offset.to(device))
-            rows.append(_measured(estimator, estimate, people))
-            advance(len(people))
-    estimator.train(was_training)
+    rows = [_measured(estimator, batch) for batch in answers(estimator, test, batch_size, advance)]
     return KeypointResult("12 limb joints", pd.concat(rows, ignore_index=True))
 
 
-def _measured(
-    estimator: PoseEstimator, estimate: Estimate, people: list[MarkedPerson]
-) -> pd.DataFrame:
-    found = _in_picture(estimator, estimate, people)
+def _measured(estimator: PoseEstimator, batch: Answered[MarkedPerson]) -> pd.DataFrame:
+    people = batch.frames
     truth = torch.from_numpy(np.stack([person.joints_2d for person in people]))
     visible = torch.from_numpy(np.stack([person.visible for person in people]))
     heads = torch.tensor([person.head_length for person in people])
+    found = _in_picture(estimator, batch)
     return pd.DataFrame(
         {
             "frame": [person.label for person in people],
@@ -77,16 +67,15 @@ def _measured(
 
 
 def _in_picture(
-    estimator: PoseEstimator, estimate: Estimate, people: list[MarkedPerson]
+    estimator: PoseEstimator, batch: Answered[MarkedPerson]
 ) -> Tensor:  # [B, 12, 2] pixels of the pictures, whose pixel (i, j) is at (i, j)
-    if estimate.joints_2d is None:
+    seen = batch.estimate.joints_2d
+    if seen is None:
         raise DataError(
             f"{estimator.name} answers no joints in 2D.",
             "SPIN and HybrIK do; SPIN needs SMPL's files for them (estimator.smpl_folder).",
         )
-    require_finite(estimator, people, estimate.joints_2d)
-    rows = [estimator.joint_names.index(name) for name in LIMB_JOINT_NAMES]
-    in_crop = estimate.joints_2d[:, rows].cpu().double() / estimator.input_size
-    corners = torch.tensor([person.box.corners() for person in people], dtype=torch.float64)
-    start, end = corners[:, None, :2], corners[:, None, 2:]
-    return start + in_crop * (end - start) - 0.5
+    batch.finite(estimator, seen)
+    limbs = seen[:, [estimator.joint_names.index(name) for name in LIMB_JOINT_NAMES]]
+    pairs = zip(batch.cuttings, limbs.cpu().double(), strict=True)
+    return torch.stack([cutting.in_picture(points) for cutting, points in pairs])

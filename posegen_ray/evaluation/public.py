@@ -3,18 +3,14 @@
 Errors are between sets of joints that both sides have. An estimator that answers SMPL's rotations
 and shape is measured on its mesh: neutral SMPL, joints made from the vertices by the same regressor
 as the truth's. One that answers joints alone is measured on those that the protocol also has.
-
-Pictures are read, cropped and forgotten batch by batch.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -24,10 +20,11 @@ from torch import Tensor
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.skeleton import H36M_JOINT_NAMES, JOINT_NAMES
 from posegen_ray.body.smpl_files import LICENCE, NUM_SHAPE, find_smpl_file
-from posegen_ray.datasets.public import Frame, Picture, PublicSet, SmplPose, cropped
+from posegen_ray.datasets.public import Frame, PublicSet, SmplPose
 from posegen_ray.errors import AssetError, DataError
-from posegen_ray.estimators.base import Estimate, PoseEstimator
+from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.evaluation import metrics
+from posegen_ray.evaluation.pictures import Answered, answers
 
 REGRESSOR_FILE = "J_regressor_h36m.npy"
 _REGRESSOR_SOURCE = (
@@ -37,9 +34,6 @@ _REGRESSOR_SOURCE = (
 _ROW_SUMS = 1e-3  # how far a regressor's row may be from a mean of vertices
 # per frame; also the means' names, in the order of tables
 METRICS = ("mpjpe_mm", "pa_mpjpe_mm", "pve_mm", "pck150", "auc", "pa_pck150", "pa_auc")
-
-
-P = TypeVar("P", bound=Picture)
 
 
 @dataclass(frozen=True)
@@ -156,16 +150,9 @@ def evaluate_public(
         meshes.require(test.genders, test.joint_names)
     rows: list[pd.DataFrame] = []
     joints = ""
-    device = device_of(estimator)
-    was_training = estimator.training
-    estimator.eval()
-    with torch.no_grad():
-        for images, offset, frames in cropped_batches(test, batch_size, estimator.input_size):
-            estimate = estimator.in_picture(images.to(device).float() / 255, offset.to(device))
-            joints, table = _measured(estimator, estimate, test, frames, meshes)
-            rows.append(table)
-            advance(len(frames))
-    estimator.train(was_training)
+    for batch in answers(estimator, test, batch_size, advance):
+        joints, table = _measured(estimator, batch, test, meshes)
+        rows.append(table)
     return PublicResult(joints, pd.concat(rows, ignore_index=True))
 
 
@@ -183,38 +170,11 @@ def weights_sha256(estimator: PoseEstimator) -> str:
     return digest.hexdigest()
 
 
-def device_of(estimator: PoseEstimator) -> torch.device:
-    """Where its weights are; a black box, which shows none, gets its images on the CPU."""
-    return next((weight.device for weight in estimator.parameters()), torch.device("cpu"))
-
-
-def cropped_batches(
-    test: Iterable[P], count: int, size: int
-) -> Iterator[tuple[Tensor, Tensor, list[P]]]:
-    """Crops [B, 3, size, size], where they lie in their pictures [B, 2] (see `in_picture`), and the
-    frames that they show, whose whole pictures are dropped."""
-    dropped = np.empty((0, 0, 3), np.uint8)
-    reading = iter(test)
-    while frames := [
-        (
-            cropped(frame.pixels, frame.box, size, frame.label),
-            torch.tensor(frame.box.offset(frame.pixels.shape[1], frame.pixels.shape[0])),
-            replace(frame, pixels=dropped),
-        )
-        for frame in islice(reading, count)
-    ]:
-        crops, offsets, rest = zip(*frames, strict=True)
-        yield torch.stack(crops), torch.stack(offsets), list(rest)
-
-
 def _measured(
-    estimator: PoseEstimator,
-    estimate: Estimate,
-    test: PublicSet,
-    frames: list[Frame],
-    meshes: SmplMeshes,
+    estimator: PoseEstimator, batch: Answered[Frame], test: PublicSet, meshes: SmplMeshes
 ) -> tuple[str, pd.DataFrame]:  # the joints in words, and the frames' rows
-    names, predicted, vertices = _answered(estimator, estimate, test, frames, meshes)
+    frames = batch.frames
+    names, predicted, vertices = _answered(estimator, batch, test, meshes)
     truth, true_vertices = _truth(test, frames, meshes, vertices is not None)
     truth = truth[:, [test.joint_names.index(name) for name in names]]
     measured = [name for name in test.measured if name in names]
@@ -256,16 +216,13 @@ def _measured(
 
 
 def _answered(
-    estimator: PoseEstimator,
-    estimate: Estimate,
-    test: PublicSet,
-    frames: list[Frame],
-    meshes: SmplMeshes,
+    estimator: PoseEstimator, batch: Answered[Frame], test: PublicSet, meshes: SmplMeshes
 ) -> tuple[tuple[str, ...], Tensor, Tensor | None]:  # joint names, [B, J, 3], [B, V, 3]
     """The estimate as those of the set's joints that it has, and as vertices."""
+    estimate = batch.estimate
     if estimate.rotations is not None and estimate.shape is not None:
         meshes.require(("neutral", *test.genders), test.joint_names)
-        require_finite(estimator, frames, estimate.rotations, estimate.shape)
+        batch.finite(estimator, estimate.rotations, estimate.shape)
         posed = meshes(estimate.rotations, estimate.shape, "neutral", test.joint_names)
         return test.joint_names, *posed
     if estimate.joints is None:
@@ -273,7 +230,7 @@ def _answered(
             f"{estimator.name} answers neither joints nor SMPL's rotations and shape.",
             "Name SMPL's files, so that it can answer joints.",
         )
-    require_finite(estimator, frames, estimate.joints)
+    batch.finite(estimator, estimate.joints)
     names = tuple(name for name in test.joint_names if name in estimator.joint_names)
     rows = [estimator.joint_names.index(name) for name in names]
     return names, estimate.joints[:, rows], None
@@ -312,16 +269,3 @@ def _posed(
         for row, its_joints, its_vertices in zip(rows, *made, strict=True):
             joints[row], vertices[row] = its_joints, its_vertices
     return torch.stack(joints), torch.stack(vertices)
-
-
-def require_finite(estimator: PoseEstimator, frames: Sequence[Picture], *answers: Tensor) -> None:
-    """Raises DataError, with the first frame, where an answer has NaN or Inf."""
-    good = torch.stack([a.isfinite().flatten(1).all(1) for a in answers]).all(0)
-    if not good.all():
-        labels = [
-            frame.label for frame, fine in zip(frames, good.tolist(), strict=True) if not fine
-        ]
-        raise DataError(
-            f"{estimator.name} answers NaN or Inf for {labels[0]} and {len(labels) - 1} more.",
-            "Means over the rest would flatter it: find out why it diverges there.",
-        )

@@ -38,7 +38,7 @@ class JobWorker:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         return number, job.run(advance)
 
-    @ray.method(concurrency_group="work")
+    @ray.method(concurrency_group="work", max_task_retries=0)  # a killed one's rest is not missed
     def rest(self) -> None:
         give_memory_back()
 

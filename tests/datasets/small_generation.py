@@ -1,13 +1,7 @@
-"""`export_run` on a small body, with random samples in place of a run's: to be interrupted.
-
-    python small_generation.py OUT FORMAT IMAGES SECONDS
-
-SECONDS is how long each block of samples takes.
-"""
+"""`export_run` on a small body, with random samples in place of a run's: to be interrupted."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -45,7 +39,7 @@ class SlowDrawer:
 
 
 def generate(out: Path, format_name: str, images: int, seconds: float = 0.0) -> None:
-    """Writes the set, or goes on writing it."""
+    """Writes the set, or goes on writing it; each block of samples takes so many seconds."""
     settings = ["export.images_per_shard=4", "experiment.block_size=2", "experiment.seeds=[0]"]
     config = compose_config([f"format={format_name}", f"n={images}", *settings])
     subject = out.with_name("ann")
@@ -71,7 +65,3 @@ def generate(out: Path, format_name: str, images: int, seconds: float = 0.0) -> 
         export.export_run(cast(Run, run), out)
     finally:
         export.studio_of, export.crop_spec = studio, spec
-
-
-if __name__ == "__main__":
-    generate(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pandas as pd
@@ -22,26 +23,32 @@ from posegen_ray.errors import ConfigError, DataError
 IMAGES = 22  # five shards of 4 and one of 2
 
 
-def kill_when(pattern: str, count: int, out: Path, format_name: str) -> None:
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServerContext]:
+    """Starts processes as copies of one that has imported all they need, and has no threads."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["small_generation"])
+    here = Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, *list(here.parents)[:2]))))
+        yield context
+
+
+def kill_when(
+    pattern: str, count: int, out: Path, format_name: str, forks: ForkServerContext
+) -> None:
     """Starts writing a set in another process, and kills it once so many files are there."""
-    script = Path(__file__).parent / "small_generation.py"
-    command = [sys.executable, str(script), str(out), format_name, str(IMAGES), "0.1"]
-    helpers = [str(script.parent), str(script.parents[1]), str(script.parents[2])]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(helpers)},
-    )
+    process = forks.Process(target=generate, args=(out, format_name, IMAGES, 0.1))
+    process.start()
     end = time.monotonic() + 120
     while len(list(out.glob(pattern))) < count:
-        if process.poll() is not None or time.monotonic() > end:
+        if not process.is_alive() or time.monotonic() > end:
             process.kill()
-            pytest.fail(f"{pattern} did not appear: {process.communicate()[1][-2000:]}")
+            pytest.fail(f"{pattern} did not appear; exit code {process.exitcode}")
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -52,10 +59,10 @@ def kill_when(pattern: str, count: int, out: Path, format_name: str) -> None:
     ],
 )
 def test_killed_and_started_again_ends_with_the_same_set(
-    format_name: str, pattern: str, count: int, tmp_path: Path
+    format_name: str, pattern: str, count: int, forks: ForkServerContext, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed" / "set"
-    kill_when(pattern, count, out, format_name)
+    kill_when(pattern, count, out, format_name, forks)
     assert not (out / "manifest.json").exists()
     with pytest.raises(DataError, match="not finished"):
         open_dataset(out)

@@ -13,11 +13,13 @@ from public_files import StandIn, write_grey, write_grey_video
 
 from posegen_ray.body.skeleton import H36M_JOINT_NAMES
 from posegen_ray.config import DatasetConfig
-from posegen_ray.datasets.public import open_public_set
+from posegen_ray.datasets.public import Box, open_public_set
 from posegen_ray.errors import DataError
+from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP
+from posegen_ray.estimators.pictures import square
 from posegen_ray.evaluation.public import SmplMeshes, evaluate_public
 
-CONFIG = DatasetConfig(name="h36m", joints="lsp14", crop_scale=0.9, every=5)
+CONFIG = DatasetConfig(name="h36m", joints="lsp14", every=5)
 COUNT = 11  # frames: 0, 5 and 10 are measured
 CAMERA = "60457274"
 # the 17 joints among the file's 32, by the names of the data set's skeleton
@@ -115,10 +117,15 @@ def test_the_pelvis_is_subtracted_by_hand(root: Path) -> None:
     assert means["pa_mpjpe_mm"] == pytest.approx(0, abs=1e-2)
 
 
-def test_the_box_is_the_data_sets_times_0_9(root: Path) -> None:
-    boxes = [frame.box for frame in open_public_set(CONFIG, root)][:3]
-    assert [box.centre for box in boxes] == [(30, 25), (35, 25), (40, 25)]
-    assert [box.side for box in boxes] == pytest.approx([27] * 3)
+def test_the_boxes_are_the_data_sets_own(root: Path) -> None:
+    test = open_public_set(CONFIG, root)
+    boxes = [frame.box for frame in test][:3]
+    assert boxes == [Box(20 + frame, 10, 40 + frame, 40) for frame in (0, 5, 10)]
+    # of the first the middle is (30, 25), and the longer side 30
+    of_spin = square(boxes[0], test.boxes, SPIN_CROP.picture, 64, 48)
+    assert of_spin == (16, 11, 43, 38)  # 0.9 times: from 16.5 and 11.5, cut to whole pixels
+    of_hybrik = square(boxes[0], test.boxes, HYBRIK_CROP.picture, 64, 48)
+    assert of_hybrik == (15, 10, 45, 40)
 
 
 def test_spins_pictures_are_one_frame_late(root: Path) -> None:

@@ -109,9 +109,7 @@ def test_mpiis_head_boxes_are_its_heads(tmp_path: Path) -> None:
     corners = np.zeros((2, 2, 2))
     corners[0], corners[1] = [[3, 100], [4, 200]], [[6, 130], [8, 240]]  # diagonals 5 and 50
     savemat(boxes, {"headboxes_src": corners, "jnt_missing": np.zeros((16, 2))})
-    settings = DatasetConfig(
-        name="keypoints", labels=str(labels), head_boxes=str(boxes), crop_scale=1.0
-    )
+    settings = DatasetConfig(name="keypoints", labels=str(labels), head_boxes=str(boxes))
     found = list(KeypointSet(tmp_path, settings))
     assert [person.head_length for person in found] == [3, 30]  # 0.6 of the diagonals
     assert found[0].joints_2d.tolist() == [[20, 20]] * 12

@@ -126,9 +126,9 @@ def test_joints_are_in_the_axes_of_the_picture_mirrored_back(root: Path) -> None
     np.testing.assert_allclose(frames[0].joints, seen(joints())[2], atol=1e-6)
     local = seen(joints()[2] - CAM_LOC)  # lands where the mirrored pixels of joints2D are
     pixels = 600 * local[:, :2] / local[:, 2:] + [159, 120]  # the last column is 319
-    low, high = pixels.min(0), pixels.max(0)
-    assert frames[0].box.centre == pytest.approx((low + high) / 2, abs=1)
-    assert frames[0].box.side == pytest.approx(1.2 * (high - low).max(), abs=2)
+    box = frames[0].box
+    assert (box.left, box.top) == pytest.approx(tuple(pixels.min(0)), abs=1)
+    assert (box.right, box.bottom) == pytest.approx(tuple(pixels.max(0)), abs=1)
 
 
 def test_pictures_are_mirrored_back(tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from torch import Tensor
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import DatasetConfig
 from posegen_ray.datasets.public import open_public_set
-from posegen_ray.datasets.public.frames import box_around, cropped
+from posegen_ray.datasets.public.frames import Box
 from posegen_ray.errors import AssetError, ConfigError, DataError
 from posegen_ray.estimators.base import Estimate
+from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP, CropSpec
 from posegen_ray.evaluation.public import SmplMeshes, evaluate_public
 
 CONFIG = DatasetConfig(name="3dpw")
@@ -109,8 +110,7 @@ def test_frames_without_a_valid_camera_do_not_count(root: Path) -> None:
 
 def test_the_box_is_of_the_joints_that_were_seen(root: Path) -> None:
     frame = next(iter(open_public_set(CONFIG, root)))
-    assert frame.box.centre == (30, 30)
-    assert frame.box.side == pytest.approx(1.2 * 40)
+    assert frame.box == Box(10, 20, 50, 40)
 
 
 def test_gendered_truth_through_the_regressor_by_hand(root: Path, smpl: Path) -> None:
@@ -278,29 +278,27 @@ def test_an_estimator_that_answers_nan_is_an_error_that_names_the_frame(
         evaluate_public(estimator, open_public_set(CONFIG, root), SmplMeshes(str(smpl)))
 
 
-def test_crops_are_black_beyond_the_picture() -> None:
-    pixels = np.full((40, 60, 3), 200, np.uint8)
-    pixels[:, 30:] = 100
-    box = box_around(np.array([[20.0, 10], [40, 50]]), 1.5)  # (0, 0) to (60, 60)
-    crop = cropped(pixels, box, 30, "here")
-    assert crop.shape == (3, 30, 30)
-    assert crop[:, 5, 5].tolist() == [200] * 3
-    assert crop[:, 5, 25].tolist() == [100] * 3
-    assert crop[:, 25].max() == 0
-    with pytest.raises(DataError, match=r"here: the person's box .* shows nothing"):
-        cropped(pixels, box_around(np.array([[100.0, 100], [120, 140]]), 1.0), 30, "here")
-
-
-def test_an_estimator_learns_where_in_the_picture_its_crop_lies(root: Path, smpl: Path) -> None:
+@pytest.mark.parametrize(
+    ("spec", "scale", "offset"),
+    [  # points (10, 20) and (50, 40): a square about (30, 30), in a picture of 64 x 48
+        (SPIN_CROP, None, (-2 / 48, 6 / 48)),
+        (HYBRIK_CROP, None, (-2 / 50, 6 / 50)),
+        (HYBRIK_CROP, 2.0, (-2 / 80, 6 / 80)),
+    ],
+    ids=["SPIN", "HybrIK", "dataset.crop_scale"],
+)
+def test_each_estimator_gets_its_own_crop_and_learns_where_it_lies(
+    root: Path, smpl: Path, spec: CropSpec, scale: float | None, offset: tuple[float, float]
+) -> None:
     class Asks(StandIn):
+        crop = replace(spec, size=32)
+
         def in_picture(self, images: Tensor, offset: Tensor) -> Estimate:
             told.append(offset)
             return self(images)
 
     told: list[Tensor] = []
-    test = open_public_set(CONFIG, str(root))
+    test = open_public_set(replace(CONFIG, crop_scale=scale), str(root))
     joints = np.random.default_rng(0).normal(size=(COUNT, 12, 3))
     evaluate_public(Asks(LIMB_JOINT_NAMES, joints), test, SmplMeshes(str(smpl)), batch_size=4)
-    # points (10, 20) and (50, 40): a box from 6 to 54 and from 6 to 54, in a picture of 64 x 48
-    expected = torch.tensor([(30 - 32) / 48, (30 - 24) / 48]).expand(len(test), 2)
-    assert torch.allclose(torch.cat(told), expected)
+    assert torch.allclose(torch.cat(told), torch.tensor(offset).expand(len(test), 2))

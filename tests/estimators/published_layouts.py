@@ -163,6 +163,33 @@ def random_state(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
     return state
 
 
+def hybrik_state(shapes: Shapes, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Random weights beside the arrays of one SMPL file, as HybrIK's checkpoints hold them.
+
+    The camera's weights are small: a person would be anywhere, also around the camera.
+    """
+    children = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 27, 28, 15, 16, 17, 24, 18, 19, 20, 21, 22, 23]
+    layer = {
+        "faces_tensor": arrays["f"].astype(np.int64),
+        "v_template": arrays["v_template"],
+        "shapedirs": arrays["shapedirs"],
+        "posedirs": arrays["posedirs"].reshape(-1, 207).T,
+        "J_regressor": arrays["J_regressor"],
+        "J_regressor_h36m": np.zeros((17, VERTICES)),
+        "children_map": np.array([*children, 25, 26, *[-1] * 5]),
+        "parents": np.array([*PARENTS, 15, 22, 23, 10, 11]),
+        "lbs_weights": arrays["weights"],
+    }
+    state = random_state(shapes)
+    for name, array in layer.items():
+        value = torch.from_numpy(np.ascontiguousarray(array))
+        state[f"smpl.{name}"] = value.float() if value.is_floating_point() else value
+    for name in ("deccam.weight", "deccam.bias", "init_cam"):
+        state[name] *= 0.1
+    state["init_cam"][0] += 0.9
+    return state
+
+
 def smpl_arrays(seed: int = 0) -> dict[str, np.ndarray]:
     """A body of SMPL's size: 24 vertices are joints of an adult in T-pose, five are its leaves."""
     stream = np.random.default_rng(seed)

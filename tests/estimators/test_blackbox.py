@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from least import LEAST
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.cli import main
@@ -125,7 +126,7 @@ def test_what_a_black_box_cannot_do_is_refused_at_once(
 @pytest.mark.parametrize("runtime", ["inprocess", pytest.param("laptop", marks=pytest.mark.slow)])
 def test_a_black_box_is_searched_and_the_images_are_written(runtime, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
-    settings = [HERE, "estimator.input_size=64", "experiment=tiny", f"runtime={runtime}"]
+    settings = [HERE, "estimator.input_size=64", *LEAST, f"runtime={runtime}"]
     run, out = tmp_path / "run", tmp_path / "set"
     assert main(["train", "estimator=black_box", *settings, f"run_dir={run}"]) == 0
     assert main(["generate", f"run={run}", "n=5", f"out={out}", f"runtime={runtime}"]) == 0
@@ -139,7 +140,7 @@ def test_a_black_box_is_searched_and_the_images_are_written(runtime, tmp_path, m
 def test_a_black_box_is_measured_on_the_test_images(tmp_path):
     run = tmp_path / "run"
     settings = ["estimator=black_box", HERE, "estimator.input_size=64", "runtime=inprocess"]
-    arms = ["experiment=tiny", "experiment.arms=[baseline]", f"run_dir={run}"]
+    arms = [*LEAST, "experiment.arms=[baseline]", f"run_dir={run}"]
     assert main(["demo", *settings, *arms]) == 0
     summary = json.loads((run / "summary.json").read_text())
     assert summary["estimator"] == "test_blackbox:middle"

@@ -4,23 +4,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bodies import capsule_body
 from torch import Tensor, nn
 
-from posegen_ray.body.camera import Camera, orbit, project, to_camera
-from posegen_ray.body.model import forward_kinematics
-from posegen_ray.body.rotation import from_axis_angle
-from posegen_ray.body.skeleton import JOINT, LIMB_JOINT_NAMES, LIMB_JOINTS
+from posegen_ray.body.camera import Camera
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import FineTuneConfig, FineTuneStageConfig, LossConfig
 from posegen_ray.errors import CheckpointError, ConfigError, DataError, ResourceError, TrainingError
 from posegen_ray.estimators import load_estimator, predict
-from posegen_ray.estimators.augment import Labels, augment, labels_of, mirror
 from posegen_ray.estimators.base import Estimate, PoseEstimator, centred
-from posegen_ray.estimators.crop import CropSpec, estimator_crop
+from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.finetune import (
     FineTuner,
     _mixed_batches,
-    estimate_loss,
     finetune,
     interpolate,
     keep_features,
@@ -262,99 +257,6 @@ def test_state_of_another_cut_is_refused():
         FineTuner(Toy(), replace(CONFIG, online_cut="image")).load_state_dict(state)
 
 
-def test_mirrored_labels_fit_the_mirrored_image():
-    samples = make_samples(2)
-    truth = labels_of(samples)
-    images, labels = mirror(samples.images.float(), truth)
-    again = mirror(images, labels)
-    assert torch.equal(again[0], samples.images.float())
-    assert torch.equal(again[1].joints, truth.joints)
-    assert torch.equal(labels.joints[:, 0, 0], -truth.joints[:, 1, 0])
-
-
-def scene_samples(count: int, size: int = 16) -> tuple[Samples, Tensor]:
-    """Samples of posed capsule figures in a turned crop, and their shapes' rest joints."""
-    stream = torch.Generator().manual_seed(0)
-    body = capsule_body()
-    rotations = from_axis_angle(0.5 * torch.randn(count, 24, 3, generator=stream))
-    shape = torch.zeros(count, 2)
-    posed = body(rotations, shape).joints
-    hips = posed[:, [JOINT["left_hip"], JOINT["right_hip"]]].mean(1)
-    ones = torch.ones(count)
-    frame = orbit(
-        hips, torch.arange(count) * 1.0, 0.3 * ones, 0.2 * ones, 4 * ones, 300 * ones,
-        torch.full((count, 2), 128.0), 256, 256,
-    )  # fmt: skip
-    crop = estimator_crop(frame, posed, CropSpec(size=size))
-    limbs = posed[:, list(LIMB_JOINTS)]
-    samples = replace(
-        make_samples(count, size),
-        joints=to_camera(crop, limbs) - to_camera(crop, hips[:, None]),
-        joints_2d=project(crop, limbs),
-        rotations=rotations,
-        shape=shape,
-        camera=crop,
-    )
-    return samples, body.rest_joints(shape)
-
-
-def limbs_of(rotations: Tensor, rest: Tensor) -> Tensor:
-    return centred(forward_kinematics(rotations, rest)[0][:, list(LIMB_JOINTS)])
-
-
-def test_rotations_and_joints_of_a_label_are_of_one_frame():
-    """Posing a body by the labels' rotations gives the labels' joints: also in the mirror."""
-    samples, rest = scene_samples(6)
-    labels = labels_of(samples)
-    assert torch.allclose(limbs_of(labels.rotations, rest), labels.joints, atol=1e-5)
-    images = samples.images.float() / 255
-    for _, changed in (
-        mirror(images, labels),
-        augment(images, labels, torch.Generator().manual_seed(0)),
-    ):
-        assert not torch.allclose(changed.joints, labels.joints, atol=0.05)
-        assert torch.allclose(limbs_of(changed.rotations, rest), changed.joints, atol=1e-5)
-
-
-def test_places_of_a_label_are_where_its_joints_are_seen():
-    samples, _ = scene_samples(6, size=64)
-    labels = labels_of(samples)
-    assert torch.allclose((labels.joints_2d + 0.5) * 64, samples.joints_2d, atol=1e-4)
-    _, mirrored_labels = mirror(samples.images.float(), labels)
-    flipped = samples.joints_2d[:, 0] * torch.tensor([-1, 1]) + torch.tensor([64, 0])
-    assert torch.allclose((mirrored_labels.joints_2d[:, 1] + 0.5) * 64, flipped, atol=1e-4)
-
-
-def test_augmented_labels_stay_on_the_image():
-    """A bright dot drawn where a joint projects is still there after turning and mirroring."""
-    count, size = 24, 64
-    generator = torch.Generator().manual_seed(0)
-    joints = torch.zeros(count, 12, 3)
-    joints[:, 0, :2] = torch.randn(count, 2, generator=generator) * 0.2
-    joints[:, 1, :2] = joints[:, 0, :2]  # the same place on both sides: mirroring keeps the name
-    ys, xs = torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="ij")
-    place = size / 2 + joints[:, 0, :2] * 30
-    spot = (xs - place[:, :1, None]) ** 2 + (ys - place[:, 1:, None]) ** 2
-    images = torch.exp(-spot / 8)[:, None].expand(-1, 3, -1, -1)
-    rotations = torch.eye(3).expand(count, 24, 3, 3)
-    places = (place / size - 0.5)[:, None].expand(-1, 12, -1)
-    truth = Labels(joints, places, rotations, torch.zeros(count, 1))
-    moved, changed = augment(images, truth, torch.Generator().manual_seed(1))
-    labels = changed.joints
-    weight = moved.mean(1).square()
-    weight = weight / weight.sum((1, 2), keepdim=True)
-    found = torch.stack([(weight * xs).sum((1, 2)), (weight * ys).sum((1, 2))], -1) - size / 2
-    # exactly where the picture's label says, and in the direction of the joint
-    assert (found - changed.joints_2d[:, 0] * size).norm(dim=1).max() < 0.5
-    expected = labels[:, 0, :2] * 30
-    turned = found / found.norm(dim=1, keepdim=True) - expected / expected.norm(dim=1, keepdim=True)
-    far = expected.norm(dim=1) > 2
-    assert turned[far].abs().max() < 0.05
-    scale = found[far].norm(dim=1) / expected[far].norm(dim=1)
-    assert (scale > 0.85).all()
-    assert (scale < 1.16).all()
-
-
 @pytest.mark.parametrize("share", [0.25, 0.0, 1.0])
 def test_batches_take_the_wanted_share_of_source_images(share):
     source = torch.arange(30) < 10
@@ -391,116 +293,6 @@ def test_the_moving_average_lags_behind_the_weights():
     moved = [(end - Toy().last.weight).norm() for end in ends]
     assert moved[0] > moved[2]
     assert (ends[1] - ends[0]).norm() < (ends[2] - ends[0]).norm()
-
-
-class Parametric(PoseEstimator):
-    """Answers whatever its parameters are; with a BatchNorm and a dropout on the way."""
-
-    name = "parametric"
-    joint_names = LIMB_JOINT_NAMES
-    input_size = 16
-    crop = CropSpec(size=16)
-    cuts = ("image", "late")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(3)
-        self.drop = nn.Dropout()
-        self.joints = nn.Parameter(torch.zeros(12, 3))
-        self.places = nn.Parameter(torch.full((12, 2), 8.0))
-        self.rotations = nn.Parameter(torch.eye(3).repeat(24, 1, 1))
-        self.shape = nn.Parameter(torch.zeros(2))
-        self.requires_grad_(False)
-        self.eval()
-
-    def forward(self, images: Tensor) -> Estimate:
-        assert not self.drop.training
-        used = 0.01 * self.drop(self.norm(images.mean((2, 3)))).sum(1)
-
-        def answer(value: Tensor) -> Tensor:
-            return value + used.view(-1, *[1] * value.ndim)
-
-        return Estimate(
-            answer(self.joints),
-            answer(self.rotations),
-            answer(self.shape),
-            joints_2d=answer(self.places),
-        )
-
-
-def tuned_on(body: str = "smpl", update: bool = False, **weights: float) -> Parametric:
-    samples, _ = scene_samples(8)
-    losses = LossConfig(**{"joints": 0.0, **weights})
-    stages = [FineTuneStageConfig("image", 10, 8, 1e-2)]
-    config = replace(CONFIG, stages=stages, losses=losses, update_batch_norm=update)
-    samples = replace(samples, shape=torch.ones(8, 2))
-    tuned = finetune(Parametric(), samples, config, 0, body=body)
-    assert not any(module.training for module in tuned.modules())
-    return tuned
-
-
-@pytest.mark.parametrize(
-    ("loss", "moves"),
-    [
-        ("joints", "joints"),
-        ("joints_2d", "places"),
-        ("rotations", "rotations"),
-        ("shape", "shape"),
-    ],
-)
-def test_each_loss_trains_what_it_is_about(loss, moves):
-    tuned, start = tuned_on(**{loss: 1.0}), Parametric()
-    changed = [
-        name
-        for name in ("joints", "places", "rotations", "shape")
-        if not torch.equal(getattr(tuned, name), getattr(start, name))
-    ]
-    assert changed == [moves]
-
-
-def test_losses_have_the_stated_units():
-    samples, _ = scene_samples(4)
-    labels = labels_of(samples)
-    estimate = Estimate(
-        labels.joints + torch.tensor([0.0, 0.0, 0.3]) * torch.tensor([1, -1] * 6)[:, None],
-        labels.rotations + 0.5,
-        labels.shape + 2,
-        joints_2d=(labels.joints_2d + 0.5) * 16 + 4,
-    )
-
-    def loss(body: str = "smpl", **weights: float) -> float:
-        config = LossConfig(**{"joints": 0.0, **weights})
-        return float(estimate_loss(Parametric(), estimate, labels, config, body))
-
-    assert loss(joints=1.0) == pytest.approx(0.1, abs=1e-5)
-    assert loss(joints_2d=1.0) == pytest.approx(4 / 16, abs=1e-5)
-    assert loss(rotations=1.0) == pytest.approx(0.25, abs=1e-5)
-    assert loss(shape=1.0) == pytest.approx(4.0, abs=1e-5)
-    assert loss(rotations=2.0, shape=1.0, body="anny") == pytest.approx(0.5, abs=1e-5)
-
-
-def test_losses_that_cannot_be_had_are_refused():
-    with pytest.raises(ConfigError, match=r"None of the weighted finetune\.losses"):
-        tuned_on(body="anny", shape=1.0)
-
-
-def test_batch_norm_statistics_are_frozen_unless_asked_for():
-    start = Parametric().norm.running_mean
-    assert torch.equal(tuned_on(joints=1.0).norm.running_mean, start)
-    moved = tuned_on(joints=1.0, update=True).norm.running_mean
-    assert not torch.equal(moved, start)
-    estimator = Parametric()
-    tuner = FineTuner(estimator, replace(CONFIG, online_cut="image", update_batch_norm=True))
-    tuner.step(make_samples(8))
-    assert torch.equal(estimator.norm.running_mean, start)
-    assert not any(module.training for module in estimator.modules())
-
-
-def test_statistics_are_interpolated_with_the_weights():
-    start, end = Parametric(), Parametric()
-    end.norm.running_mean.fill_(1.0)
-    interpolate(start, end, 0.25)
-    assert torch.allclose(end.norm.running_mean, torch.full((3,), 0.25))
 
 
 def test_blazepose_learns_a_few_steps():

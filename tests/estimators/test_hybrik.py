@@ -115,7 +115,8 @@ def test_geometry_is_the_published_formula(smpl):
     z = 2.2 * d + 1000 / (256 * 0.8)
     joints = np.stack([u * 256 / 1000 * z - 0.1, v * 256 / 1000 * z + 0.2, 2.2 * d], 1)
     assert np.allclose(estimate.joints[0].numpy(), joints - joints[0], atol=1e-5)
-    pixels = np.stack([256 * (u + 0.5), 256 * (v + 0.5)], 1)
+    # heatmap cell i is at pixel 4 i, whose middle is at 4 i + 0.5
+    pixels = np.stack([256 * (u + 0.5), 256 * (v + 0.5)], 1) + 0.5
     assert np.allclose(estimate.joints_2d[0].numpy(), pixels, atol=1e-3)
     rest = net.smpl.rest_joints(shape)[0].double().numpy()
     for adaptive in (True, False):

@@ -13,7 +13,6 @@ from posegen_ray.datasets.public.frames import (
     Picture,
     PublicSet,
     SmplPose,
-    cropped,
 )
 from posegen_ray.datasets.public.human36m import Human36m
 from posegen_ray.datasets.public.keypoints import KeypointSet, MarkedPerson
@@ -62,6 +61,5 @@ __all__ = [
     "Picture",
     "PublicSet",
     "SmplPose",
-    "cropped",
     "open_public_set",
 ]

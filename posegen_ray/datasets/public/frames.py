@@ -1,7 +1,7 @@
 """What every public test set gives: pictures, the person's box, and what is true of the person.
 
-Metres, camera axes (x right, y down, z forward) of the picture. Knows nothing of estimators and
-nothing of SMPL's files: a truth that is an SMPL pose stays one.
+Metres, camera axes (x right, y down, z forward) of the picture. Knows nothing of estimators, whose
+crops are cut elsewhere, and nothing of SMPL's files: a truth that is an SMPL pose stays one.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from posegen_ray.body.skeleton import (
     H36M_JOINT_NAMES,
@@ -33,26 +30,19 @@ JOINT_SETS: dict[str, tuple[str, ...]] = {
     "smpl24": JOINT_NAMES,
     "limbs12": LIMB_JOINT_NAMES,
 }
+# what a box is: that of the 2D joints, a wider one that the data set states, or the crop itself
+AROUND_JOINTS, AROUND_PERSON, CROP = BOXES = ("joints", "person", "crop")
 _LISTED = 3  # missing pictures of a folder that an error names
 
 
 @dataclass(frozen=True)
 class Box:
-    """An upright square of a picture, in pixels; pixel (i, j) is at (i, j)."""
+    """The part of a picture that a person takes up, in pixels; pixel (i, j) is at (i, j)."""
 
-    centre: tuple[float, float]  # x, y
-    side: float
-
-    def corners(self) -> tuple[int, int, int, int]:  # left, top, right, bottom
-        """Cut to whole pixels (towards zero), as SPIN's preprocessing does."""
-        (x, y), half = self.centre, self.side / 2
-        return int(x - half), int(y - half), int(x + half), int(y + half)
-
-    def offset(self, width: int, height: int) -> tuple[float, float]:
-        """From the middle of a picture of this size to the box's, as a share of the box's side."""
-        left, top, right, bottom = self.corners()
-        x, y = (left + right - width) / 2, (top + bottom - height) / 2
-        return x / (right - left), y / (bottom - top)
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
 @dataclass(frozen=True)
@@ -93,13 +83,17 @@ class PublicSet(ABC):
         states_joints: frames have joints; else these are those of their SMPL poses.
         genders: of the SMPL poses; empty where there are none.
         left_out: how many frames the protocol leaves out, by reason.
+        boxes: what the frames' boxes are (BOXES).
+        crop_scale: a crop's side / the longer side of its box; None: the estimator's own.
     """
 
     title: str
     root = "pelvis"
     states_joints = True
+    boxes = AROUND_JOINTS
 
     def __init__(self, config: DatasetConfig) -> None:
+        self.crop_scale = config.crop_scale
         self.measured = JOINT_SETS[config.joints]
         self.joint_names = JOINT_NAMES if config.joints == "smpl24" else H36M_JOINT_NAMES
         self.genders: tuple[str, ...] = ()
@@ -124,37 +118,10 @@ class PublicSet(ABC):
 
 def box_around(
     points: np.ndarray,  # [P, 2] pixels
-    scale: float,
 ) -> Box:
-    """The square about the middle of the points' bounds, `scale` times as long as these."""
-    low, high = points.min(0), points.max(0)
-    centre = (low + high) / 2
-    return Box((float(centre[0]), float(centre[1])), scale * float((high - low).max()))
-
-
-def cropped(
-    pixels: np.ndarray,  # [H, W, 3] uint8
-    box: Box,
-    size: int,
-    label: str,
-) -> Tensor:  # [3, S, S] uint8
-    """The box's part of a picture, black beyond its edges, resampled bilinearly with averaging.
-
-    Raises:
-        DataError: nothing of the picture is in the box; `label` names the frame.
-    """
-    height, width = pixels.shape[:2]
-    left, top, right, bottom = box.corners()
-    inside = left < right and top < bottom and left < width and top < height
-    if not (inside and right > 0 and bottom > 0):
-        raise DataError(
-            f"{label}: the person's box ({left}, {top}) to ({right}, {bottom}) shows nothing of "
-            f"the {width} x {height} picture.",
-            "Do pictures and annotations belong together?",
-        )
-    part = Image.fromarray(pixels).crop((left, top, right, bottom))
-    resized = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
-    return torch.from_numpy(resized.copy()).permute(2, 0, 1)
+    """The points' bounds."""
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    return Box(left, top, right, bottom)
 
 
 def missing_pictures(folder: Path, names: Iterable[str]) -> list[str]:

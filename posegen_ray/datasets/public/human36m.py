@@ -25,10 +25,10 @@ import numpy as np
 from posegen_ray.config import DatasetConfig
 from posegen_ray.datasets.files import open_hdf5, read_image, video_frames
 from posegen_ray.datasets.public.frames import (
+    AROUND_PERSON,
     Box,
     Frame,
     PublicSet,
-    box_around,
     missing_pictures,
     require_complete,
 )
@@ -65,6 +65,7 @@ class Human36m(PublicSet):
     """
 
     title = "Human3.6M protocol 2"
+    boxes = AROUND_PERSON
 
     def __init__(self, root: Path, config: DatasetConfig) -> None:
         super().__init__(config)
@@ -130,7 +131,7 @@ class Human36m(PublicSet):
             frames,
             _video(file),
             pictures,
-            _read_boxes(_boxes(file), frames, self._config.crop_scale),
+            _read_boxes(_boxes(file), frames),
             poses[frames][:, _ORDER] / 1000,
         )
 
@@ -171,7 +172,7 @@ def _read_poses(
     return joints
 
 
-def _read_boxes(file: Path, frames: list[int], scale: float) -> list[Box]:
+def _read_boxes(file: Path, frames: list[int]) -> list[Box]:
     boxes = []
     with open_hdf5(file) as content:
         references = content["Masks"]
@@ -184,9 +185,6 @@ def _read_boxes(file: Path, frames: list[int], scale: float) -> list[Box]:
             columns, rows = np.nonzero(np.asarray(content[references[frame, 0]]) == 1)
             if not len(columns):
                 raise DataError(f"{file} (frame {frame}): the box is empty.", SOURCE)
-            corners = [
-                [columns.min(), rows.min()],
-                [columns.max() + 1, rows.max() + 1],
-            ]
-            boxes.append(box_around(np.array(corners, np.float64), scale))
+            ends = columns.max() + 1, rows.max() + 1
+            boxes.append(Box(*map(float, (columns.min(), rows.min(), *ends))))
     return boxes

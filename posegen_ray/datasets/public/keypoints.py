@@ -26,7 +26,13 @@ from posegen_ray.datasets.image_labels import (
     read_mpii_json,
     read_spin_npz,
 )
-from posegen_ray.datasets.public.frames import Box, Picture, missing_pictures, require_complete
+from posegen_ray.datasets.public.frames import (
+    CROP,
+    Box,
+    Picture,
+    missing_pictures,
+    require_complete,
+)
 from posegen_ray.errors import ConfigError, DataError
 
 SOURCE = (
@@ -53,11 +59,14 @@ class KeypointSet:
     Attributes:
         title: for tables.
         left_out: how many people are not measured, by reason.
+        boxes, crop_scale: as `PublicSet`; the file's boxes are crops.
 
     Raises:
         ConfigError: no folder or no file of labels is named.
         DataError: pictures are missing (all are listed), or a file is damaged.
     """
+
+    boxes = CROP
 
     def __init__(self, root: str | Path, config: DatasetConfig) -> None:
         if not config.labels or not str(root):
@@ -71,7 +80,7 @@ class KeypointSet:
         self.title = f"2D keypoints of {file.name}"
         self.left_out: dict[str, int] = {}
         self._root, self._labels = Path(root), labels
-        self._scale = config.crop_scale
+        self.crop_scale = config.crop_scale
         self._heads = _head_lengths(labels, config.head_boxes)
         marked = (labels.keypoints[:, _LIMBS, 2] > 0).any(1).numpy()
         with_head = self._heads > 0
@@ -98,13 +107,13 @@ class KeypointSet:
         labels = self._labels
         for row in self._rows:
             name = labels.images[row]
-            x, y = labels.centre[row].tolist()
+            (x, y), half = labels.centre[row].tolist(), float(labels.side[row]) / 2
             points = labels.keypoints[row, _LIMBS].double().numpy()
             label = f"{self._root / name} (person {row})"
             yield MarkedPerson(
                 label,
                 read_image(self._root / name, label),
-                Box((x, y), self._scale * float(labels.side[row])),
+                Box(x - half, y - half, x + half, y + half),
                 points[:, :2],
                 points[:, 2] > 0,
                 float(self._heads[row]),

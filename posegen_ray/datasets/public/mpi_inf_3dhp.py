@@ -119,7 +119,7 @@ class MpiInf3dhp(PublicSet):
                 label,
                 folder.name,
                 picture,
-                box_around(points[frame], self._config.crop_scale),
+                box_around(points[frame]),
                 joints[frame, _ORDER] / 1000,
             )
 

@@ -103,7 +103,7 @@ class Surreal(PublicSet):
                 yield Frame(
                     f"{clip.video} (frame {frame})",
                     np.ascontiguousarray(pixels[:, ::-1]),
-                    box_around(_points(content, frame), self._config.crop_scale),
+                    box_around(_points(content, frame)),
                     clip.info.parent.name,
                     content["joints3D"][..., frame].T @ CAMERA_ROTATION.T,
                     SmplPose(rotations, content["shape"][:, frame], gender),

@@ -72,7 +72,6 @@ class ThreeDPW(PublicSet):
     def __init__(self, root: Path, config: DatasetConfig) -> None:
         super().__init__(config)
         self.title = f"3DPW {config.split}"
-        self._scale = config.crop_scale
         self._neutral = config.ground_truth == "neutral"
         folder = root / "sequenceFiles" / config.split
         files = sorted(folder.glob("*.pkl"))
@@ -140,7 +139,7 @@ class ThreeDPW(PublicSet):
                         f"{file} (person {person}, frame {frame})",
                         name,
                         root / "imageFiles" / name / f"image_{frame:05d}.jpg",
-                        box_around(seen[:, :2], self._scale),
+                        box_around(seen[:, :2]),
                         poses[frame],
                         cameras[frame, :3, :3],
                         shape,
