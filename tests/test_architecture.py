@@ -17,7 +17,7 @@ LAYERS = (
     "asset_list",
     "assets",
     "body records",
-    "context checkpoint",
+    "context checkpoint checkpoint_store",
     "motion datasets",
     "subjects",
     "generation",
