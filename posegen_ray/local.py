@@ -155,7 +155,7 @@ class LocalBackend:
 
 
 def checkpoint_store(config: RunConfig, folder: Path) -> CheckpointStore:
-    """Where a training keeps its checkpoints: its folder, or one of its name at training.storage."""
+    """Of a training: in its folder, or under its folder's name at training.storage."""
     training = config.training
     url = f"{training.storage.rstrip('/')}/{folder.name}" if training.storage else str(folder)
     return CheckpointStore(url, training.keep_checkpoints, training.best_metric)

@@ -107,15 +107,18 @@ class _Run:
         self.studio = studio_of(plan.config, plan.folders)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(plan.seed, "initialise"))
+            people = self.studio.people.to(context.device)
             self.adversary = Adversary(
-                self.studio.generator(),
+                self.studio.generator(people),
                 self.config.feedback,
                 self.config.discriminator,
-                self.studio.people,
+                people,
                 self.studio.checker,
                 self.config.training.max_skipped_steps,
+                self.config.training.accumulate,
+                self.config.training.precision,
             )
-        self.estimator = build_estimator(self.config.estimator)
+        self.estimator = build_estimator(self.config.estimator).to(context.device)
         if plan.joint_map is not None:
             self.estimator.set_joint_map(plan.joint_map)
         self.tuner = self._tuner() if self.config.training.estimator_steps else None
@@ -138,6 +141,8 @@ class _Run:
             self.config.finetune,
             self._average if self.context.world_size > 1 else None,
             self.config.body.name,
+            self.config.training.accumulate,
+            self.config.training.precision,
         )
 
     def to_the_end(self) -> TrainingResult | None:

@@ -5,7 +5,7 @@ import torch
 from bodies import capsule_body
 from test_scene import bank, people
 
-from posegen_ray.adversary import Adversary, frozen, judge
+from posegen_ray.adversary import Adversary
 from posegen_ray.body.camera import project
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, LIMB_JOINTS
@@ -23,6 +23,7 @@ from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.generation.generator import Generator
 from posegen_ray.generation.proposal import Proposal, RealPoseSampler, SourceSampler, View
 from posegen_ray.generation.validity import ValidityChecker
+from posegen_ray.judging import frozen, judge
 from posegen_ray.records import PoseBatch, RenderRequest, RenderResult
 from posegen_ray.scene import People
 from posegen_ray.subjects.render import make_renderer

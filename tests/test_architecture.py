@@ -23,6 +23,7 @@ LAYERS = (
     "generation",
     "estimators evaluation",
     "scene",
+    "judging",
     "adversary",
     "studio",
     "training",

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or recognised as not, the newest and the best, on file systems of many kinds."""
+"""Checkpoints: whole or recognised as not, the newest and the best, on many file systems."""
 
 import math
 import pickle

@@ -129,7 +129,9 @@ def fit_with_ray(
     go_on_from(store, resume, say)
     share = config.train_resources
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.train_start_s:g}"
-    fewest = config.min_train_workers
+    workers: Any = config.train_workers
+    if config.min_train_workers:
+        workers = (config.min_train_workers, config.train_workers)
     trainer = TorchTrainer(
         _work,
         # as bytes: the controller, which only passes it on, need not import all that it uses
@@ -141,7 +143,7 @@ def fit_with_ray(
         # nccl wants a GPU of its own for every worker
         torch_config=TorchConfig(backend="nccl" if share.num_gpus >= 1 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=(fewest, config.train_workers) if fewest else config.train_workers,
+            num_workers=workers,
             use_gpu=share.num_gpus > 0,
             resources_per_worker={"CPU": share.num_cpus, "GPU": share.num_gpus},
         ),
