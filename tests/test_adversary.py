@@ -56,7 +56,7 @@ class Guesser(PoseEstimator):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.layers = torch.nn.Sequential(
                 torch.nn.Conv2d(3, 8, 5, 4),
