@@ -19,6 +19,7 @@ from posegen_ray.checkpoint_store import CheckpointStore
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
 from posegen_ray.context import LocalContext
+from posegen_ray.errors import ResourceError
 from posegen_ray.records import Samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Drawer, Folders, LocalRenderer, RenderSource
@@ -106,6 +107,13 @@ class LocalBackend:
         self._renderer: tuple[Folders, LocalRenderer] | None = None
 
     def __enter__(self) -> LocalBackend:
+        device = torch.device(self._config.runtime.device)
+        there = torch.cuda.device_count() if device.type == "cuda" else 1
+        if (device.index or 0) >= there:
+            raise ResourceError(
+                f"runtime.device={device}, but PyTorch can use {there} GPUs of this machine.",
+                "Use runtime.device=cpu, or see with nvidia-smi and torch.cuda.is_available() why.",
+            )
         torch.set_num_threads(self._config.runtime.threads)
         return self
 

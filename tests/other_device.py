@@ -1,4 +1,4 @@
-"""A second device without hardware: tensors on "away" refuse to meet those of the CPU, as CUDA's do.
+"""A second device without hardware: "away". Its tensors refuse to meet the CPU's, as CUDA's do.
 
 `register()` makes PyTorch know it, for good: call it in a process of its own. An operation on away
 tensors runs on the CPU and its result is away; only scalars and row numbers may come from the CPU.

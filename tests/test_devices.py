@@ -1,6 +1,7 @@
 """Training computes where it is told: on a second device that refuses the CPU's tensors (made up),
 and on CUDA where there is one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ def assert_equal_training(device: str, folder: Path) -> None:
     """The same metrics, weights and optimisers on a device and on the CPU."""
     file = folder / "results"
     command = [sys.executable, str(SCRIPT), str(file), device, "cpu"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    paths = [str(SCRIPT.parent), str(SCRIPT.parent / "estimators"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-4000:]
     results = torch.load(file, weights_only=True)
     for ours, theirs in zip(results[device], results["cpu"], strict=True):

@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "estimators")]
 
 import torch
 from test_adversary import Guesser, bank, grey, people, seeded, soft_dots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
@@ -121,6 +122,11 @@ class RuntimeConfig:
                 f"runtime.{name}={getattr(self, name)} is too small.",
                 f"Set runtime.{name} to at least {least}.",
             )
+        require(
+            re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None,
+            f"runtime.device={self.device!r} is not a device.",
+            "Use cpu, cuda, or one of several GPUs: cuda:1.",
+        )
         require(
             self.name == "inprocess" or self.device == "cpu",
             f"runtime.device={self.device!r} is for runtime=inprocess.",
