@@ -31,7 +31,7 @@ def test_defaults_compose_and_survive_a_round_trip(tmp_path):
         ("runtime=moonbase", "no configuration runtime/moonbase"),
         ("estimator.variant=huge", "huge"),
         ("training.estimator_batch_size=7", "odd"),
-        ("training.accumulate=9", r"accumulate=9 parts .* batch_size=8"),
+        ("training.accumulate=9", r"accumulate=9 parts .*batch_size=8"),
         ("training.precision=fp8", "Choose one of fp32, bf16"),
         ("training.keep_checkpoints=0", "nothing to go on from"),
         ("training.best_metric=loss", "Choose one of validation_mpjpe_mm, estimator_loss"),
