@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from processes import alive, descendants
+from processes import alive, descendants, find_process
 
 from posegen_ray.cli import main
 from posegen_ray.compose import read_config
@@ -296,18 +296,3 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-
-
-def find_process(name: str, ancestor: int) -> int:
-    """The pid of a Ray actor that belongs to this driver's cluster."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        for pid in descendants(ancestor):
-            try:
-                command = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if name in command.decode(errors="replace"):
-                return pid
-        time.sleep(0.2)
-    pytest.fail(f"no process {name}")
