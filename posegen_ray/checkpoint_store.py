@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import tempfile
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from posegen_ray.errors import CheckpointError
 _NAME = "checkpoint_{:06d}"
 _PATTERN = "checkpoint_" + 6 * "[0-9]"
 _WHOLE = "whole.json"
+_OWNER = "owner"
 _BLOCK = 1 << 20
 
 
@@ -50,9 +52,23 @@ class CheckpointStore:
         self.url = url if "://" in url else str(Path(url).absolute())
         self.keep = keep
         self.best_metric = best_metric
+        self._owner = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("url", "keep", "best_metric")}
+        return {name: getattr(self, name) for name in ("url", "keep", "best_metric", "_owner")}
+
+    def claim(self) -> None:
+        """From now on only this object, and its copies in other processes, may add checkpoints.
+
+        The workers of a killed run live for some seconds, in which another may go on with it.
+        """
+        files, root = self._place
+        self._owner = uuid.uuid4().hex
+        try:
+            files.makedirs(root, exist_ok=True)
+            files.pipe_file(f"{root}/{_OWNER}", self._owner.encode())
+        except OSError as error:
+            raise _not_written(self.url, error) from error
 
     def numbers(self) -> list[int]:
         """The checkpoints that are there, whole or not, oldest first."""
@@ -75,10 +91,10 @@ class CheckpointStore:
         forgets what is neither among the newest nor the best.
 
         Raises:
-            CheckpointError: it cannot be written (disk full, no permission, no connection). What
-                was there before is intact.
+            CheckpointError: another run has claimed the store, or it cannot be written (disk full,
+                no permission, no connection). What was there before is intact.
         """
-        files, _ = self._place
+        files, root = self._place
         sources = sorted(path for path in folder.rglob("*") if path.is_file())
         names = {path.relative_to(folder).as_posix(): path for path in sources}
         manifest = {
@@ -87,6 +103,11 @@ class CheckpointStore:
         }
         target = self.path(number)
         try:
+            if self._owner and files.cat_file(f"{root}/{_OWNER}").decode() != self._owner:
+                raise CheckpointError(
+                    f"Another run goes on with the checkpoints at {self.url}.",
+                    "Let it, or give this one another run folder.",
+                )
             for later in self.numbers():
                 if later >= number:  # of an attempt that was given up
                     files.rm(self.path(later), recursive=True)
@@ -98,11 +119,7 @@ class CheckpointStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 files.rm(target, recursive=True)
-            raise CheckpointError(
-                f"The checkpoint {target} could not be written: {error}.",
-                "Free space there (or see why it cannot be reached), then go on from the one "
-                "before with resume=<run folder>.",
-            ) from error
+            raise _not_written(target, error) from error
         self._forget()
 
     def newest(self) -> Found | None:
@@ -188,6 +205,14 @@ class CheckpointStore:
     @functools.cached_property
     def _fetched(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="posegen_")
+
+
+def _not_written(place: str, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"Checkpoint {place} could not be written: {error}.",
+        "Free space there (or see why it cannot be reached), then go on from the last one with "
+        "resume=<run folder>.",
+    )
 
 
 def _by_pyarrow(url: str, reason: Exception) -> tuple[Any, str]:

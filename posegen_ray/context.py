@@ -124,6 +124,8 @@ class LocalContext(GroupOfOne):
 def go_on_from(store: CheckpointStore, resume: bool, say: Callable[[str], None]) -> Found | None:
     """The checkpoint that a run starts from, if there is one; says which newer ones are broken.
 
+    From now on the store is this run's.
+
     Raises:
         CheckpointError: there are checkpoints, and `resume` is off or none of them is whole.
     """
@@ -138,4 +140,5 @@ def go_on_from(store: CheckpointStore, resume: bool, say: Callable[[str], None])
         for reason in found.broken:
             say(f"  {reason}")
         say(f"  going on from the one before: {store.path(found.number)}")
+    store.claim()
     return found

@@ -125,6 +125,22 @@ def test_a_later_one_of_an_attempt_that_was_given_up_is_replaced(tmp_path, work)
     assert store.newest().metrics == {"attempt": 2.0}
 
 
+def test_a_run_that_was_given_up_cannot_write_into_that_which_goes_on(url, work):
+    """The workers of a killed driver live on for a while."""
+    if url.startswith("mock"):
+        pytest.skip("pyarrow's mock file system ends with the object that opened it")
+    orphan = CheckpointStore(url)
+    go_on_from(orphan, False, print)
+    orphan.add(0, work, {"run": 1.0})
+    heir = CheckpointStore(url)
+    go_on_from(heir, True, print)
+    pickle.loads(pickle.dumps(heir)).add(1, work, {"run": 2.0})  # by a worker
+    for store in (orphan, pickle.loads(pickle.dumps(orphan))):
+        with pytest.raises(CheckpointError, match="Another run goes on"):
+            store.add(1, work, {"run": 1.0})
+    assert heir.newest().metrics == {"run": 2.0}
+
+
 def test_unknown_protocols_are_refused_with_what_is_missing():
     with pytest.raises(CheckpointError, match="nonsense://"):
         CheckpointStore("nonsense://bucket/run").numbers()

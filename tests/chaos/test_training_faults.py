@@ -101,7 +101,8 @@ class Driver:
         self.process.kill()
         self.process.wait()
 
-    def clear_up(self) -> None:
+    def end_all(self) -> None:
+        """Kills it and all that it started."""
         for pid in descendants(self.process.pid) if self.process.poll() is None else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -117,7 +118,7 @@ def drive(tmp_path) -> Iterator[Callable[..., Driver]]:
 
     yield start
     for driver in drivers:
-        driver.clear_up()
+        driver.end_all()
 
 
 @pytest.fixture(scope="module")
@@ -293,8 +294,9 @@ def test_the_disk_is_full_during_a_checkpoint(small_disk, drive, undisturbed, no
 def test_a_checkpoint_is_truncated_afterwards(drive, undisturbed, note_recovery):
     run = drive()
     run.wait(lambda row: row.number == KILLED_AT)
-    run.kill()
+    run.end_all()
     kept = sorted((run.folder / "kept").glob("checkpoint_*"))
+    assert len(kept) == KILLED_AT
     newest = kept[-1] / "state.pt"
     os.truncate(newest, newest.stat().st_size // 2)
     resumed = time.monotonic()
@@ -310,7 +312,7 @@ def test_a_checkpoint_is_truncated_afterwards(drive, undisturbed, note_recovery)
 def test_all_checkpoints_are_truncated_afterwards(drive):
     run = drive(workers=1)
     run.wait(lambda row: row.number == KILLED_AT)
-    run.kill()
+    run.end_all()
     for state in (run.folder / "kept").glob("checkpoint_*/state.pt"):
         os.truncate(state, 10)
     said = drive(workers=1, resume=True).end(code=1)
