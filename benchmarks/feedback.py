@@ -14,13 +14,14 @@ from collections.abc import Sequence
 
 import torch
 
-from posegen_ray.adversary import Adversary, judge
+from posegen_ray.adversary import Adversary
 from posegen_ray.compose import compose_config
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
 from posegen_ray.estimators import PoseEstimator, build_estimator
 from posegen_ray.generation.plausibility import nearest_pose_distance
 from posegen_ray.jobs import FitPerson
+from posegen_ray.judging import judge
 from posegen_ray.records import RenderFn
 from posegen_ray.scene import check_proposal, seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream

@@ -254,6 +254,7 @@ class Steps:
         import tempfile
         from pathlib import Path
 
+        from posegen_ray.checkpoint_store import CheckpointStore
         from posegen_ray.runtime.render_pool import start_pool
         from posegen_ray.runtime.train import fit_with_ray
 
@@ -261,7 +262,8 @@ class Steps:
         pool = start_pool(runtime.render, paths, self.config.renderer)
         try:
             with tempfile.TemporaryDirectory() as storage:
-                result = fit_with_ray(TimedLoop(self, pool), runtime, storage)
+                store = CheckpointStore(f"{storage}/checkpoints")
+                result = fit_with_ray(TimedLoop(self, pool), runtime, store, Path(storage))
         finally:
             pool.close()
         return float(result.value)

@@ -6,8 +6,7 @@ Takes a `render_fn`; knows nothing of Ray, of processes, or of where the picture
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,16 +15,16 @@ from torch import Tensor, nn
 
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
 from posegen_ray.errors import ConfigError, TrainingError
-from posegen_ray.estimators.base import PoseEstimator, limb_joints
+from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.generation import losses
 from posegen_ray.generation.critic import CriticMemory, features
 from posegen_ray.generation.discriminator import Discriminator, HistoryPool
 from posegen_ray.generation.generator import Generated, Generator
-from posegen_ray.generation.proposal import Proposal, ProposalSampler, View, scene_camera
+from posegen_ray.generation.proposal import Proposal, ProposalSampler, scene_camera
 from posegen_ray.generation.validity import ValidityChecker, add_counts
-from posegen_ray.records import PoseBatch, RenderFn
-from posegen_ray.scene import BackgroundFn, People, assemble, mid_hip, pose_people
-from posegen_ray.subjects.background import composite
+from posegen_ray.judging import frozen, judge, judge_in_parts, limit_gradient
+from posegen_ray.records import RenderFn
+from posegen_ray.scene import BackgroundFn, People, mid_hip, pose_people
 
 # averages the gradients of these parameters over the workers, in place
 ReduceFn = Callable[[Sequence[nn.Parameter]], None]
@@ -54,45 +53,6 @@ class StepMetrics:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The estimator's answer to a batch of rendered proposals."""
-
-    error: Tensor  # [B] mm; differentiable in the proposals
-    ambiguous: Tensor  # [B] bool
-    images: Tensor  # [B, 3, S, S] in [0, 1], detached
-
-
-def judge(
-    proposal: Proposal,
-    people: People,
-    render_fn: RenderFn,
-    estimator: PoseEstimator,
-    backgrounds: Tensor,  # [B, 3, S, S]
-    through_image: bool = True,
-    through_ground_truth: bool = True,
-) -> Answer:
-    """Renders proposals and measures the estimator's error on them.
-
-    Differentiable in the proposal's poses and view by two paths, either of which can be cut: what
-    the estimator sees (estimator, renderer), and what it should have answered (ground truth).
-    """
-    scene = assemble(proposal, people, estimator.crop)
-    if through_image:
-        rgba = render_fn(scene.request).rgba
-    else:
-        with torch.no_grad():
-            rgba = render_fn(scene.request).rgba
-    images = composite(rgba, backgrounds.to(rgba))
-    truth = scene.joints if through_ground_truth else scene.joints.detach()
-    answer = limb_joints(estimator(images), estimator.joint_names)
-    return Answer(
-        losses.joint_errors(answer, truth),
-        losses.ambiguous(answer.detach(), truth.detach()),
-        images.detach(),
-    )
-
-
 class Adversary:
     """Generator, discriminator, their optimisers and the history of fakes.
 
@@ -102,6 +62,11 @@ class Adversary:
         people: subjects that the generator's rows refer to.
         checker: rejects proposals before they are rendered.
         max_skipped_steps: so many non-finite steps in a row raise TrainingError.
+        accumulate: in so many parts a step's proposals are rendered and judged.
+        precision: of the estimator; see `computing_in`.
+
+    It works where the generator's and the people's tensors are; randomness is drawn on the CPU, so
+    that a seed proposes the same everywhere.
     """
 
     def __init__(
@@ -112,13 +77,18 @@ class Adversary:
         people: People,
         checker: ValidityChecker,
         max_skipped_steps: int = 10,
+        accumulate: int = 1,
+        precision: str = "fp32",
     ) -> None:
         self.generator = generator
         self.feedback = feedback
         self.people = people
         self.checker = checker
         self.max_skipped_steps = max_skipped_steps
-        self.discriminator = Discriminator(discriminator)
+        self.accumulate = accumulate
+        self.precision = precision
+        self.device = generator.device
+        self.discriminator = Discriminator(discriminator).to(self.device)
         self.history = HistoryPool(discriminator.history)
         self.generator_optimizer = torch.optim.Adam(
             generator.own_parameters(), lr=feedback.learning_rate, betas=(0.5, 0.99)
@@ -149,10 +119,19 @@ class Adversary:
         """Measures the estimator's median error on real poses, which the band starts from (mm)."""
         errors = []
         for start in range(0, count, batch_size):
-            proposal, _ = source(min(batch_size, count - start), rng)
+            proposal = source(min(batch_size, count - start), rng)[0].to(self.device)
             pictures = background(_seeds(len(proposal), rng), estimator.crop.size)
             with frozen(estimator):
-                errors.append(judge(proposal, self.people, render_fn, estimator, pictures).error)
+                errors.append(
+                    judge(
+                        proposal,
+                        self.people,
+                        render_fn,
+                        estimator,
+                        pictures,
+                        precision=self.precision,
+                    ).error
+                )
         self.reference_mm = float(torch.cat(errors).median())
         return self.reference_mm
 
@@ -191,7 +170,9 @@ class Adversary:
         config = self.feedback
         by_score = self._by_score(estimator)
         latent = self.generator.draw(count, rng)
-        noise = torch.randn(count, self.generator.num_actions, generator=rng) if by_score else None
+        noise = None
+        if by_score:
+            noise = torch.randn(count, self.generator.num_actions, generator=rng).to(self.device)
         generated: Generated = self.generator(latent, noise, config.score_noise)
         proposal = generated.proposal
         rows = self._valid_rows(proposal)
@@ -202,7 +183,8 @@ class Adversary:
         if config.weight > 0 and rows:
             assert self.reference_mm > 0, "calibrate() comes before the first step"
             with frozen(estimator), torch.set_grad_enabled(not by_score):
-                answer = judge(
+                answer = judge_in_parts(
+                    math.ceil(count / self.accumulate),
                     limit_gradient(proposal[rows], config.max_sample_gradient / count),
                     self.people,
                     render_fn,
@@ -210,6 +192,7 @@ class Adversary:
                     pictures[rows],
                     config.through_image,
                     config.through_ground_truth,
+                    self.precision,
                 )
             payments = losses.feedback_payment(answer.error, self.reference_mm, config)
             if not config.pay_ambiguous:
@@ -307,8 +290,8 @@ class Adversary:
         for _ in range(config.critic_updates):
             if len(self.memory):
                 inputs, payments = self.memory.draw(config.critic_batch, rng)
-                device = self.generator.subject_logits.device
-                loss = (critic(inputs.to(device)) - payments.to(device)).square().mean()
+                inputs, payments = inputs.to(self.device), payments.to(self.device)
+                loss = (critic(inputs) - payments).square().mean()
             else:  # other workers may have a memory: take part in their averages
                 loss = torch.stack([p.sum() for p in critic.parameters()]).sum() * 0
             self._update(loss, list(critic.parameters()), self.critic_optimizer, 10.0, reduce_fn)
@@ -392,59 +375,6 @@ class Adversary:
         self.skipped = int(state["skipped"])
         self.skipped_total = int(state["skipped_total"])
         self.counts = dict(state["counts"])
-
-
-@contextmanager
-def frozen(estimator: PoseEstimator) -> Iterator[None]:
-    """Within it the estimator's weights get no gradient and its layers do not train."""
-    training = estimator.training
-    wanted = [(p, p.requires_grad) for p in estimator.parameters()]
-    estimator.eval()
-    for parameter, _ in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
-        estimator.train(training)
-
-
-class _LimitGradient(torch.autograd.Function):
-    """The identity, whose gradient is scaled down to a largest norm for each row."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, largest: float) -> Tensor:
-        ctx.largest = largest
-        return rows.view_as(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0]
-        norm = grad.flatten(1).norm(dim=1).clamp_min(1e-12)
-        scale = (ctx.largest / norm).clamp_max(1.0)
-        return grad * scale.reshape(-1, *[1] * (grad.dim() - 1)), None
-
-
-def limit_gradient(proposal: Proposal, largest: float) -> Proposal:
-    """The same proposal; what flows back to each sample's pose and view is bounded in norm.
-
-    An estimator's error is steep and rough on the scale of pixels: without a bound, a few samples
-    outshout all others, and the slope over degrees and metres is lost.
-    """
-
-    def limited(rows: Tensor) -> Tensor:
-        return _LimitGradient.apply(rows, largest)  # type: ignore[no-any-return, no-untyped-call]
-
-    poses, view = proposal.poses, proposal.view
-    angles = limited(torch.stack([view.azimuth, view.elevation, view.roll, view.distance], 1))
-    # focal lengths are hundreds of pixels: bound their gradient in units of the focal length
-    focal = view.focal.detach() * limited((view.focal / view.focal.detach())[:, None])[:, 0]
-    return Proposal(
-        PoseBatch(limited(poses.rotations), poses.translation),
-        View(angles[:, 0], angles[:, 1], angles[:, 2], angles[:, 3], focal, view.framing),
-        proposal.subjects,
-    )
 
 
 def _seeds(count: int, rng: torch.Generator) -> list[int]:

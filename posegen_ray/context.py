@@ -6,19 +6,15 @@ one of many workers (`posegen_ray.runtime.train`), with the same numbers.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from posegen_ray.checkpoint_store import CheckpointStore, Found
 from posegen_ray.errors import CheckpointError
-
-_METRICS = "metrics.jsonl"
 
 
 class TrainContext(Protocol):
@@ -92,53 +88,57 @@ class GroupOfOne:
 
 
 class LocalContext(GroupOfOne):
-    """A group of one, in this process. Checkpoints go to `folder`/checkpoint_000000, ...
+    """A group of one, in this process. Checkpoints go to a store (or a folder: the newest two).
 
     Args:
-        folder: where checkpoints and metrics.jsonl are kept; made when missing.
-        resume: start from the newest checkpoint there; without one, from the beginning.
-        keep: how many of the newest checkpoints stay.
+        store: where checkpoints are kept.
+        resume: start from the newest whole checkpoint there; without one, from the beginning.
         device: where the models live.
+        say: told of newer checkpoints that are broken.
+
+    Raises:
+        CheckpointError: there are checkpoints, and `resume` is off or none of them is whole.
     """
 
     def __init__(
-        self, folder: Path, resume: bool = False, keep: int = 2, device: str = "cpu"
+        self,
+        store: CheckpointStore | Path,
+        resume: bool = False,
+        device: str = "cpu",
+        say: Callable[[str], None] = print,
     ) -> None:
         self.device = torch.device(device)
-        self._folder = Path(folder)
-        self._keep = keep
-        self._folder.mkdir(parents=True, exist_ok=True)
-        done = local_checkpoints(self._folder)
-        if done and not resume:
-            raise CheckpointError(
-                f"{self._folder} already holds {len(done)} checkpoint(s) of an earlier run.",
-                "Continue it with resume=<run folder>, or choose or empty another run folder.",
-            )
-        self._resume = done[-1] if done else None
-        self._next = _number(done[-1]) + 1 if done else 0
+        self._store = CheckpointStore(str(store)) if isinstance(store, Path) else store
+        self._found = go_on_from(self._store, resume, say)
+        self._next = self._found.number + 1 if self._found else 0
 
     def resume_folder(self) -> Path | None:
-        return self._resume
+        return self._found.folder if self._found else None
 
     def report(self, metrics: Mapping[str, float], checkpoint_folder: Path | None) -> None:
-        with open(self._folder / _METRICS, "a", encoding="utf-8") as log:
-            log.write(json.dumps(dict(metrics)) + "\n")
-        if checkpoint_folder is None:
-            return
-        final = self._folder / f"checkpoint_{self._next:06d}"
-        partial = self._folder / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(checkpoint_folder, partial)
-        os.replace(partial, final)  # a checkpoint is either whole or not there
-        self._next += 1
-        for old in local_checkpoints(self._folder)[: -self._keep]:
-            shutil.rmtree(old)
+        if checkpoint_folder is not None:
+            self._store.add(self._next, checkpoint_folder, metrics)
+            self._next += 1
 
 
-def local_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints that `LocalContext` left in a folder, oldest first (no one else's)."""
-    return sorted(folder.glob("checkpoint_" + 6 * "[0-9]"), key=_number)
+def go_on_from(store: CheckpointStore, resume: bool, say: Callable[[str], None]) -> Found | None:
+    """The checkpoint that a run starts from, if there is one; says which newer ones are broken.
 
+    From now on the store is this run's.
 
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("_", 1)[1])
+    Raises:
+        CheckpointError: there are checkpoints, and `resume` is off or none of them is whole.
+    """
+    there = store.numbers()
+    if there and not resume:
+        raise CheckpointError(
+            f"{store.url} already holds {len(there)} checkpoint(s) of an earlier run.",
+            "Continue it with resume=<run folder>, or choose or empty another run folder.",
+        )
+    found = store.newest() if there else None
+    if found is not None and found.broken:
+        for reason in found.broken:
+            say(f"  {reason}")
+        say(f"  going on from the one before: {store.path(found.number)}")
+    store.claim()
+    return found

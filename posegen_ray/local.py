@@ -15,9 +15,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from posegen_ray.checkpoint_store import CheckpointStore
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
-from posegen_ray.context import LocalContext, local_checkpoints
+from posegen_ray.context import LocalContext
+from posegen_ray.errors import ResourceError
 from posegen_ray.records import Samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Drawer, Folders, LocalRenderer, RenderSource
@@ -105,6 +107,13 @@ class LocalBackend:
         self._renderer: tuple[Folders, LocalRenderer] | None = None
 
     def __enter__(self) -> LocalBackend:
+        device = torch.device(self._config.runtime.device)
+        there = torch.cuda.device_count() if device.type == "cuda" else 1
+        if (device.index or 0) >= there:
+            raise ResourceError(
+                f"runtime.device={device}, but PyTorch can use {there} GPUs of this machine.",
+                "Use runtime.device=cpu, or see with nvidia-smi and torch.cuda.is_available() why.",
+            )
         torch.set_num_threads(self._config.runtime.threads)
         return self
 
@@ -139,20 +148,25 @@ class LocalBackend:
     def train(
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
     ) -> TrainingResult:
-        training = self._config.training
+        training, device = self._config.training, self._config.runtime.device
         stream = LocalStream(self._config, drawer, seed)
         bar = self._console.bar("training", training.rounds * training.steps_per_round, "step")
         try:
             loop = make_loop(stream, bar.update)
-            resume = resume and bool(local_checkpoints(folder))
-            if not resume and list(folder.glob("checkpoint_*")):
-                self._console.say("  from its first round: the checkpoints there are Ray's")
-            context = LocalContext(folder, resume, training.keep_checkpoints)
+            store = checkpoint_store(self._config, folder)
+            context = LocalContext(store, resume, device, self._console.say)
             result = loop.run(context)
         finally:
             bar.close()
         assert isinstance(result, TrainingResult)
         return result
+
+
+def checkpoint_store(config: RunConfig, folder: Path) -> CheckpointStore:
+    """Of a training: in its folder, or under its folder's name at training.storage."""
+    training = config.training
+    url = f"{training.storage.rstrip('/')}/{folder.name}" if training.storage else str(folder)
+    return CheckpointStore(url, training.keep_checkpoints, training.best_metric)
 
 
 def stream_plan(

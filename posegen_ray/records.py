@@ -25,6 +25,9 @@ class PoseBatch:
     def __len__(self) -> int:
         return self.rotations.shape[0]
 
+    def to(self, device: torch.device) -> PoseBatch:
+        return PoseBatch(self.rotations.to(device), self.translation.to(device))
+
     def __getitem__(self, index: slice | Tensor | list[int]) -> PoseBatch:
         return PoseBatch(self.rotations[index], self.translation[index])
 

@@ -6,6 +6,7 @@ Knows nothing of Ray. B is the batch; metres, radians, pixels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,6 +50,12 @@ class People:
     names: tuple[str, ...]  # N
     shapes: Tensor  # [N, S]
     body: BodyModel
+
+    def to(self, device: torch.device) -> People:
+        """The same people elsewhere, with a body of their own: others use this one where it is."""
+        if self.shapes.device == device:
+            return self
+        return People(self.names, self.shapes.to(device), copy.deepcopy(self.body).to(device))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ class LocalRenderer:
     def render_fn(self) -> RenderFn:
         if self._render is None:
             subjects = {name: load_subject(Path(path)) for name, path in self._folders}
-            self._render = make_renderer(self._config.renderer, subjects, "cpu")
+            device = self._config.runtime.device
+            self._render = make_renderer(self._config.renderer, subjects, device)
         return self._render
 
     def __getstate__(self) -> dict[str, object]:
@@ -120,13 +121,18 @@ class Studio:
         real = self.source.poses.rotations
         return ValidityChecker(self.config.validity, self.body, self.people.shapes, real)
 
-    def generator(self) -> Generator:
-        """An untrained generator. Its candidates are screened before one is chosen."""
+    def generator(self, people: People | None = None) -> Generator:
+        """An untrained generator, where the people are (the studio's own, unless told).
+
+        Its candidates are screened before one is chosen.
+        """
+        cast = people or self.people
 
         def valid(proposal: Proposal) -> Tensor:
-            return check_proposal(proposal, self.people, self.checker).valid
+            return check_proposal(proposal, cast, self.checker).valid
 
-        return Generator(self.config.generator, self.source, len(self.folders), valid)
+        generator = Generator(self.config.generator, self.source, len(self.folders), valid)
+        return generator.to(cast.shapes.device)
 
     def source_sampler(self) -> SourceSampler:
         """Real training poses at eye level."""

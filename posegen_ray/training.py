@@ -2,7 +2,10 @@
 
 One loop for every runtime: it is told how to render, where samples stream from, and its place in a
 training group (`posegen_ray.context`). All randomness comes from the seed, round, step and rank, so
-a resumed run equals an uninterrupted one. Knows nothing of Ray.
+a resumed run equals an uninterrupted one with as many workers. With another number of them it goes
+on from the same state, in the same rounds and with the same batches for the estimator; each worker
+proposes `training.batch_size` poses a step, so the steps that follow see more or fewer of them.
+Knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from posegen_ray.estimators.base import predict
 from posegen_ray.estimators.finetune import FineTuner
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
+from posegen_ray.generation.histories import history_of
 from posegen_ray.records import Samples
 from posegen_ray.scene import seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream
@@ -107,15 +111,18 @@ class _Run:
         self.studio = studio_of(plan.config, plan.folders)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(plan.seed, "initialise"))
+            people = self.studio.people.to(context.device)
             self.adversary = Adversary(
-                self.studio.generator(),
+                self.studio.generator(people),
                 self.config.feedback,
                 self.config.discriminator,
-                self.studio.people,
+                people,
                 self.studio.checker,
                 self.config.training.max_skipped_steps,
+                self.config.training.accumulate,
+                self.config.training.precision,
             )
-        self.estimator = build_estimator(self.config.estimator)
+        self.estimator = build_estimator(self.config.estimator).to(context.device)
         if plan.joint_map is not None:
             self.estimator.set_joint_map(plan.joint_map)
         self.tuner = self._tuner() if self.config.training.estimator_steps else None
@@ -138,6 +145,8 @@ class _Run:
             self.config.finetune,
             self._average if self.context.world_size > 1 else None,
             self.config.body.name,
+            self.config.training.accumulate,
+            self.config.training.precision,
         )
 
     def to_the_end(self) -> TrainingResult | None:
@@ -271,8 +280,13 @@ class _Run:
                 f"{folder} was written by a run with seed {state['seed']}, not {self.plan.seed}.",
                 "Resume with the seed that the run was started with.",
             )
-        histories = state["histories"]
-        state["adversary"]["history"] = histories[self.context.rank % len(histories)]
+        state["adversary"]["history"] = history_of(
+            state["histories"],
+            self.context.rank,
+            self.context.world_size,
+            self.adversary.history.size,
+            self.adversary.memory.size,
+        )
         self.adversary.load_state_dict(state["adversary"])
         if self.tuner is not None:
             self.tuner.load_state_dict(state["tuner"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 
@@ -24,3 +25,18 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def find_process(name: str, ancestor: int, patience_s: float = 60) -> int:
+    """The number of a process that this one started, as soon as it is there; by its title."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        for pid in descendants(ancestor):
+            try:
+                command = (Path("/proc") / str(pid) / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if name in command.decode(errors="replace"):
+                return pid
+        time.sleep(0.2)
+    raise AssertionError(f"no process {name}")

@@ -5,7 +5,7 @@ import torch
 from bodies import capsule_body
 from test_scene import bank, people
 
-from posegen_ray.adversary import Adversary, frozen, judge
+from posegen_ray.adversary import Adversary
 from posegen_ray.body.camera import project
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, LIMB_JOINTS
@@ -23,6 +23,7 @@ from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.generation.generator import Generator
 from posegen_ray.generation.proposal import Proposal, RealPoseSampler, SourceSampler, View
 from posegen_ray.generation.validity import ValidityChecker
+from posegen_ray.judging import frozen, judge
 from posegen_ray.records import PoseBatch, RenderRequest, RenderResult
 from posegen_ray.scene import People
 from posegen_ray.subjects.render import make_renderer
@@ -55,7 +56,7 @@ class Guesser(PoseEstimator):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.layers = torch.nn.Sequential(
                 torch.nn.Conv2d(3, 8, 5, 4),
@@ -326,3 +327,57 @@ def test_the_generator_says_how_likely_what_it_tried_was() -> None:
     assert not torch.equal(tried.unit, plain.unit)
     (slope,) = torch.autograd.grad(tried.log_probability[0], generator.camera_head.bias)
     assert torch.allclose(slope, noise[0, -7:] / 0.3, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"mode": "noise", "learn_subject": True}])
+@pytest.mark.parametrize("gradient", ["image", "score"])
+def test_a_batch_in_parts_gives_the_step_of_the_whole_batch(settings, gradient) -> None:
+    """Diversity and all other terms included: only rendering and judging are divided."""
+    rows, ends = [], []
+    for accumulate in (1, 4):
+        made = adversary(FeedbackConfig(estimator_gradient=gradient), **settings)
+        made.accumulate = accumulate
+        made.calibrate(soft_dots, Guesser(), SourceSampler(bank(), 2), grey, 16, seeded(0))
+        rows.append([step(made, number) for number in range(1, 3)])
+        ends.append(weights(made))
+    for whole, parts in zip(*rows, strict=True):
+        assert parts == pytest.approx(whole, rel=1e-4, nan_ok=True)
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-3, atol=1e-5)  # Adam divides by norms
+
+
+def test_no_more_than_a_part_is_rendered_at_a_time() -> None:
+    made, counts = calibrated(), []
+    made.accumulate = 3
+
+    def counting(request: RenderRequest) -> RenderResult:
+        counts.append(len(request))
+        return soft_dots(request)
+
+    metrics = made.step(6, counting, Guesser(), grey, seeded(1))
+    assert sum(counts) == round(6 * metrics.valid)
+    assert len(counts) > 1
+    assert max(counts) <= 2
+
+
+def test_in_bf16_the_estimator_alone_computes_roughly() -> None:
+    """Answers differ by bf16's rounding, not more; rendering and losses see fp32."""
+    seen: list[torch.dtype] = []
+
+    class Watched(Guesser):
+        def forward(self, images: torch.Tensor) -> Estimate:
+            assert images.dtype == torch.float32
+            estimate = super().forward(images)
+            seen.append(estimate.joints.dtype)
+            return estimate
+
+    results = {}
+    for precision in ("fp32", "bf16"):
+        made = adversary()
+        made.precision = precision
+        made.calibrate(soft_dots, Watched(), SourceSampler(bank(), 2), grey, 16, seeded(0))
+        metrics = made.step(6, soft_dots, Watched(), grey, seeded(1))
+        assert all(p.dtype == torch.float32 for p in made.generator.parameters())
+        results[precision] = (made.reference_mm, metrics.error_mm)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert results["fp32"] != results["bf16"]
+    assert results["bf16"] == pytest.approx(results["fp32"], rel=0.02)

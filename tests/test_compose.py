@@ -31,6 +31,13 @@ def test_defaults_compose_and_survive_a_round_trip(tmp_path):
         ("runtime=moonbase", "no configuration runtime/moonbase"),
         ("estimator.variant=huge", "huge"),
         ("training.estimator_batch_size=7", "odd"),
+        ("training.accumulate=9", r"accumulate=9 parts .*batch_size=8"),
+        ("training.precision=fp8", "Choose one of fp32, bf16"),
+        ("training.keep_checkpoints=0", "nothing to go on from"),
+        ("training.best_metric=loss", "Choose one of validation_mpjpe_mm, estimator_loss"),
+        ("runtime.device=cuda", r"for runtime=inprocess.*num_gpus"),
+        ("runtime.device=tpu", "not a device"),
+        ("runtime.min_train_workers=2", "min_train_workers=2 is not between 0 and"),
         ("n=0", "n=0"),
         ("generator.mode=dream", "dream"),
         ("motion.ood=[walk]", "walk"),
@@ -44,6 +51,10 @@ def test_bad_settings_are_named(override, message):
 def test_batches_must_divide_over_the_workers():
     with pytest.raises(ConfigError, match="3 train worker"):
         compose_config(["runtime.train_workers=3", "training.estimator_batch_size=16"])
+    elastic = ["runtime.train_workers=4", "runtime.min_train_workers=2"]
+    with pytest.raises(ConfigError, match=r"halves for 3 train worker.*multiple of 24"):
+        compose_config([*elastic, "training.estimator_batch_size=16"])
+    compose_config([*elastic, "training.estimator_batch_size=24"])
 
 
 @pytest.mark.parametrize("experiment", ["demo", "small", "tiny"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from processes import alive, descendants
+from processes import alive, descendants, find_process
 
 from posegen_ray.cli import main
 from posegen_ray.compose import read_config
@@ -195,7 +195,7 @@ def interrupted(tmp_path_factory, start) -> Path:
     """A run in one process, interrupted in training; to be copied."""
     folder = tmp_path_factory.mktemp("interrupted") / "tiny"
     run = start(*TINY, "runtime=inprocess", f"run_dir={folder}")
-    wait_for(folder, "training/seed_0/checkpoint_*", run)
+    wait_for(folder, "training/seed_0/checkpoint_*/whole.json", run)
     interrupt(run)
     return folder
 
@@ -242,7 +242,7 @@ def test_ray_run_robbed_of_its_processes_equals_one_process(finished, interrupte
 def test_ray_run_interrupted_in_training_equals_one_process(finished, tmp_path, start):
     folder = tmp_path / "tiny"
     run = start(*TINY, TWO, f"run_dir={folder}")
-    wait_for(folder, "training/seed_0/checkpoint_20*", run)  # Ray's are named by their date
+    wait_for(folder, "training/seed_0/checkpoint_*/whole.json", run)
     interrupt(run)
     end_of(start(f"resume={folder}", TWO))
     assert_same_answers(folder, finished)
@@ -296,18 +296,3 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-
-
-def find_process(name: str, ancestor: int) -> int:
-    """The pid of a Ray actor that belongs to this driver's cluster."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        for pid in descendants(ancestor):
-            try:
-                command = (Path("/proc") / str(pid) / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if name in command.decode(errors="replace"):
-                return pid
-        time.sleep(0.2)
-    pytest.fail(f"no process {name}")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from posegen_ray.adversary import judge
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT, LIMB_JOINT_NAMES
 from posegen_ray.compose import compose_config
@@ -17,6 +16,7 @@ from posegen_ray.estimators.base import Estimate, PoseEstimator
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.generation.proposal import Proposal, View
 from posegen_ray.jobs import FitPerson
+from posegen_ray.judging import judge
 from posegen_ray.records import PoseBatch
 from posegen_ray.scene import propose_valid, seeded_backgrounds
 from posegen_ray.studio import LocalRenderer, Studio

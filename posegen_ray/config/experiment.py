@@ -30,6 +30,10 @@ class EvaluationConfig:
             )
 
 
+PRECISIONS = ("fp32", "bf16")
+ROUND_METRICS = ("validation_mpjpe_mm", "estimator_loss")  # smaller is better
+
+
 @dataclass
 class TrainingConfig:
     """Adversarial training (conf/training): rounds of generator steps, then estimator updates."""
@@ -41,7 +45,13 @@ class TrainingConfig:
     estimator_batch_size: int = 16  # half generated, half source images
     max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
     log_every: int = 5
-    keep_checkpoints: int = 2
+    # generator: so many parts of a batch are rendered and judged one after the other; estimator:
+    # as many parts of a batch make one update. The same numbers, in less memory
+    accumulate: int = 1
+    precision: str = "fp32"  # fp32 | bf16: what the estimator computes in (rendering never)
+    storage: str = ""  # folder or URL (s3://bucket/path) of the checkpoints; empty: the run folder
+    keep_checkpoints: int = 2  # the newest ones, and beside them
+    best_metric: str = "validation_mpjpe_mm"  # the one in which this is smallest; empty: none
 
     def __post_init__(self) -> None:
         for name in ("rounds", "steps_per_round", "batch_size", "estimator_batch_size"):
@@ -54,6 +64,27 @@ class TrainingConfig:
             self.estimator_steps >= 0,
             f"training.estimator_steps={self.estimator_steps} is negative.",
             "Set it to 0 to keep the estimator frozen during training.",
+        )
+        require(
+            1 <= self.accumulate <= self.batch_size,
+            f"training.accumulate={self.accumulate} parts cannot be made of "
+            f"training.batch_size={self.batch_size}.",
+            "Use 1 (all at once) to training.batch_size (one by one).",
+        )
+        require(
+            self.precision in PRECISIONS,
+            f"training.precision={self.precision!r} is unknown.",
+            f"Choose one of {', '.join(PRECISIONS)}.",
+        )
+        require(
+            self.keep_checkpoints >= 1,
+            f"training.keep_checkpoints={self.keep_checkpoints} leaves nothing to go on from.",
+            "Keep at least 1; with 2 a broken one is no loss.",
+        )
+        require(
+            self.best_metric in ("", *ROUND_METRICS),
+            f"training.best_metric={self.best_metric!r} is not reported with checkpoints.",
+            f"Choose one of {', '.join(ROUND_METRICS)}, or nothing.",
         )
         require(
             self.estimator_batch_size % 2 == 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from posegen_ray.config.body import BodyConfig
@@ -92,12 +93,14 @@ class RunConfig:
             "be updated, only its answers are known.",
             "Leave training.estimator_steps at 0, as conf/estimator/black_box.yaml has it.",
         )
-        workers = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
+        most = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
+        counts = range(min(self.runtime.min_train_workers, most) or most, most + 1)
+        uneven = [n for n in counts if self.training.estimator_batch_size % (2 * n)]
         require(
-            self.training.estimator_batch_size % (2 * workers) == 0,
+            not uneven,
             f"training.estimator_batch_size={self.training.estimator_batch_size} cannot be divided "
-            f"into two halves for {workers} train worker(s).",
-            f"Use a multiple of {2 * workers}.",
+            f"into two halves for {', '.join(map(str, uneven))} train worker(s).",
+            f"Use a multiple of {2 * math.lcm(*counts)}.",
         )
         require(
             self.n_trials >= 2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
@@ -76,6 +77,7 @@ class RuntimeConfig:
     """Where everything runs (conf/runtime)."""
 
     name: str = "ray"  # ray | inprocess
+    device: str = "cpu"  # inprocess: where training and rendering compute (cpu, cuda, cuda:1)
     address: str = ""  # of a running cluster; empty: RAY_ADDRESS if set, else a private local one
     num_cpus: int = 6  # logical slots of a private cluster; more than cores is fine, work is shared
     num_gpus: int = 0  # GPUs of a private cluster
@@ -84,6 +86,8 @@ class RuntimeConfig:
     dashboard: bool = False
     temp_folder: str = ""  # Ray's session folder; keep it short (unix socket paths)
     train_workers: int = 1
+    # where not all find a place after a failure, so many are enough to go on; 0: all are needed
+    min_train_workers: int = 0
     train_resources: RoleResources = field(default_factory=lambda: RoleResources(1.0, 0.0))
     job_workers: int = 2  # processes that fit, draw, fine-tune and predict, one job each at a time
     job_resources: RoleResources = field(default_factory=lambda: RoleResources(0.5, 0.0))
@@ -118,6 +122,23 @@ class RuntimeConfig:
                 f"runtime.{name}={getattr(self, name)} is too small.",
                 f"Set runtime.{name} to at least {least}.",
             )
+        require(
+            re.fullmatch(r"cpu|cuda(:\d+)?", self.device) is not None,
+            f"runtime.device={self.device!r} is not a device.",
+            "Use cpu, cuda, or one of several GPUs: cuda:1.",
+        )
+        require(
+            self.name == "inprocess" or self.device == "cpu",
+            f"runtime.device={self.device!r} is for runtime=inprocess.",
+            "On Ray each role has its share of GPUs: runtime.train_resources.num_gpus, "
+            "runtime.render.resources.num_gpus.",
+        )
+        require(
+            0 <= self.min_train_workers <= self.train_workers,
+            f"runtime.min_train_workers={self.min_train_workers} is not between 0 and "
+            f"runtime.train_workers={self.train_workers}.",
+            "Use 0 to always train with all of them.",
+        )
         require(
             self.object_store_mb >= 80,
             f"runtime.object_store_mb={self.object_store_mb} is below Ray's minimum.",

@@ -12,6 +12,8 @@ Knows nothing of how images are made.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +42,14 @@ class Estimate:
     shape: Tensor | None = None  # [B, 10] SMPL's
     camera: Tensor | None = None  # [B, C] as the estimator defines it
     joints_2d: Tensor | None = None  # [B, J, 2] pixels of the crop, as its own camera sees `joints`
+
+    def full(self) -> Estimate:
+        """The same; what autocast left in bf16 is fp32."""
+
+        def widened(part: Tensor | None) -> Tensor | None:
+            return part.float() if part is not None and part.dtype == torch.bfloat16 else part
+
+        return Estimate(*map(widened, vars(self).values()))
 
 
 class PoseEstimator(nn.Module, ABC):
@@ -141,6 +151,21 @@ def centred(
     """The same joints with the middle of the hips at zero."""
     hips = joints[..., [_LEFT_HIP, _RIGHT_HIP], :].mean(-2, keepdim=True)
     return joints - hips
+
+
+@contextmanager
+def computing_in(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside the block, layers compute in that precision ("bf16": autocast; "fp32": as ever).
+
+    The weights stay as they are, and so does whatever is sensitive (sums, norms): autocast's rules.
+    Its cache of weights is off: one filled without gradients would keep them from having any.
+    """
+    if precision == "fp32":
+        yield
+        return
+    assert precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+        yield
 
 
 def predict(

@@ -32,7 +32,7 @@ from posegen_ray.errors import (
     TrainingError,
 )
 from posegen_ray.estimators.augment import Labels, augment, labels_of, mirror
-from posegen_ray.estimators.base import Estimate, PoseEstimator, limb_joints
+from posegen_ray.estimators.base import Estimate, PoseEstimator, computing_in, limb_joints
 from posegen_ray.records import Samples
 from posegen_ray.seeding import torch_stream
 
@@ -407,6 +407,9 @@ class FineTuner:
             stay frozen.
         reduce: averages the gradients over processes; without it they are used as they are.
         body: of the people that the samples show; the shape loss needs "smpl".
+        accumulate: in so many parts a batch passes the estimator. All losses are means over the
+            samples and BatchNorm is frozen: the gradient is the whole batch's.
+        precision: of the estimator; see `computing_in`. Losses and weights stay fp32.
     """
 
     def __init__(
@@ -415,12 +418,16 @@ class FineTuner:
         config: FineTuneConfig,
         reduce: ReduceFn | None = None,
         body: str = "",
+        accumulate: int = 1,
+        precision: str = "fp32",
     ) -> None:
         self.estimator = estimator
         self.config = config
         self.body = body
         self.cut = config.online_cut
         self.reduce = reduce
+        self.accumulate = accumulate
+        self.precision = precision
         self.steps = 0
         self.skipped = 0  # steps whose gradient was not finite
         self._parameters = estimator.tail_parameters(self.cut)
@@ -429,7 +436,7 @@ class FineTuner:
         )
         for parameter in self._parameters:  # so that the state has its full shape from the start
             self._optimizer.state[parameter] = {
-                "step": torch.zeros(()),
+                "step": torch.zeros((), device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
@@ -443,15 +450,14 @@ class FineTuner:
             DataError: the samples cannot train this estimator.
         """
         check_samples(self.estimator, samples)
-        device = self._parameters[0].device
-        images = samples.images.to(device).float() / 255
-        labels = labels_of(samples).to(device)
+        total = 0.0
         with _open_for_training(self.estimator, self._parameters):
-            with torch.no_grad():
-                features = self.estimator.stem(images, self.cut)
-            estimate = self.estimator.head(features, self.cut)
-            loss = estimate_loss(self.estimator, estimate, labels, self.config.losses, self.body)
-            loss.backward()  # type: ignore[no-untyped-call]
+            size = math.ceil(len(samples) / self.accumulate)
+            for first in range(0, len(samples), size):
+                part = samples[first : first + size]
+                loss = self._loss(part) * (len(part) / len(samples))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
             if self.reduce is not None:
                 self.reduce([p.grad for p in self._parameters if p.grad is not None])
             norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_gradient_norm)
@@ -461,7 +467,17 @@ class FineTuner:
                 self.skipped += 1
                 log.warning("Estimator update %d skipped: gradient norm %s.", self.steps, norm)
         self.steps += 1
-        return loss.item()
+        return total
+
+    def _loss(self, samples: Samples) -> Tensor:  # []
+        device = self._parameters[0].device
+        images = samples.images.to(device).float() / 255
+        labels = labels_of(samples).to(device)
+        with computing_in(self.precision, device):
+            with torch.no_grad():
+                features = self.estimator.stem(images, self.cut)
+            estimate = self.estimator.head(features, self.cut).full()
+        return estimate_loss(self.estimator, estimate, labels, self.config.losses, self.body)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all state, as flat tensors."""

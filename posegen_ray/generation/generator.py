@@ -42,6 +42,15 @@ class Latent:
     def __len__(self) -> int:
         return len(self.base)
 
+    def to(self, device: torch.device) -> Latent:
+        return Latent(
+            self.noise.to(device),
+            self.unit.to(device),
+            self.turn.to(device),
+            self.base.to(device),
+            self.subject.to(device),
+        )
+
     def __getitem__(self, index: Tensor) -> Latent:
         return Latent(
             self.noise[index],
@@ -179,6 +188,11 @@ class Generator(nn.Module):
                 break
         return chosen
 
+    @property
+    def device(self) -> torch.device:
+        """Where proposals are made; what is random is drawn on the CPU."""
+        return self.subject_logits.device
+
     def draw_prior(self, count: int, rng: torch.Generator) -> Latent:
         """Latents without a choice."""
         base = self.bank.poses[self.bank.draw(count, rng)]
@@ -191,7 +205,7 @@ class Generator(nn.Module):
             turn * self.limits.share_within(rotations, made)[..., None],
             PoseBatch(rotations, base.translation),
             torch.rand(count, generator=rng),
-        )
+        ).to(self.device)
 
     @property
     def num_actions(self) -> int:

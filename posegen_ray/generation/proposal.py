@@ -43,6 +43,9 @@ class View:
     def __len__(self) -> int:
         return self.azimuth.shape[0]
 
+    def to(self, device: torch.device) -> View:
+        return View(*(tensor.to(device) for tensor in vars(self).values()))
+
     def __getitem__(self, index: slice | Tensor | list[int]) -> View:
         return View(
             self.azimuth[index],
@@ -64,6 +67,9 @@ class Proposal:
 
     def __len__(self) -> int:
         return len(self.poses)
+
+    def to(self, device: torch.device) -> Proposal:
+        return Proposal(self.poses.to(device), self.view.to(device), self.subjects.to(device))
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Proposal:
         return Proposal(self.poses[index], self.view[index], self.subjects[index])

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from posegen_ray.config import RunConfig, StreamConfig
 from posegen_ray.console import Console
-from posegen_ray.context import local_checkpoints
 from posegen_ray.errors import ResourceError
 from posegen_ray.jobs import training_people
-from posegen_ray.local import Job, Keep, MakeLoop, Shared, stream_plan
+from posegen_ray.local import Job, Keep, MakeLoop, Shared, checkpoint_store, stream_plan
 from posegen_ray.records import Samples
 from posegen_ray.runtime.capacity import find_places
 from posegen_ray.runtime.generator_store import GeneratorStore
@@ -124,16 +123,14 @@ class RayBackend:
         self._end_job_workers()
         store = GeneratorStore(folder / "versions", clear=not resume)
         stream = RayStream(self._config, drawer, store, seed)
-        if local_checkpoints(folder):
-            self._console.say("  from its first round: the checkpoints there are not Ray's")
         with self._bar("training", training.rounds * training.steps_per_round, "step") as bar:
             result = fit_with_ray(
                 make_loop(stream, bar.advance),
                 self._config.runtime,
-                str(folder.parent.absolute()),
-                folder.name,
+                checkpoint_store(self._config, folder),
+                folder,
                 resume,
-                training.keep_checkpoints,
+                self._console.say,
             )
         assert isinstance(result.value, TrainingResult)
         return result.value

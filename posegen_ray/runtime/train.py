@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from posegen_ray.checkpoint_store import CheckpointStore
 from posegen_ray.config import RuntimeConfig
-from posegen_ray.context import TrainLoop
-from posegen_ray.errors import CheckpointError, PosegenError, ResourceError, TrainingError
-
-_REPORT_S = 600.0  # for the controller to keep a checkpoint
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # what Ray Train resumes from
+from posegen_ray.context import TrainLoop, go_on_from
+from posegen_ray.errors import PosegenError, ResourceError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,14 @@ class FitResult:
     """What a finished training run leaves."""
 
     value: Any  # what worker 0's loop returned
-    metrics: dict[str, float]  # last reported
-    checkpoint: str  # last checkpoint's path, "" without one
+    metrics: dict[str, float]  # those of the last checkpoint
+    restarts: int  # of the controller; the workers' are its own affair
 
 
 class RayContext:
     """One Ray Train worker's `TrainContext`."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: CheckpointStore) -> None:
         import ray.train
         import ray.train.torch
 
@@ -44,20 +42,24 @@ class RayContext:
         self.rank: int = place.get_world_rank()
         self.world_size: int = place.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # where nccl gathers objects
+        self._store = store
+        self._found = store.newest()  # all workers look before any of them reports
+        self._next = self._found.number + 1 if self._found else 0
 
     def resume_folder(self) -> Path | None:
-        import ray.train
-
-        return local_folder(ray.train.get_checkpoint())
+        return self._found.folder if self._found else None
 
     def report(self, metrics: Mapping[str, float], checkpoint_folder: Path | None) -> None:
         import ray.train
 
-        folder = checkpoint_folder
-        saved = ray.train.Checkpoint.from_directory(str(folder)) if folder else None
-        ray.train.report(dict(metrics), checkpoint=saved)
-        # The controller learns of it later; a worker that dies before would lose the round.
-        ray.train.get_all_reported_checkpoints(timeout_s=_REPORT_S)
+        if checkpoint_folder is not None:
+            self._store.add(self._next, checkpoint_folder, metrics)
+            self._next += 1
+        # Ray's own checkpoints can be kept by count or by metric, not both, and are bound to Ray's
+        # version. It is told the metrics, and its report waits for all workers, the writer too.
+        ray.train.report(dict(metrics))
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         if self.world_size == 1:
@@ -91,83 +93,90 @@ class RayContext:
         return values
 
 
-def local_folder(checkpoint: Any) -> Path | None:
-    """Where a checkpoint of Ray's (or None) can be read on this machine."""
-    from pyarrow.fs import LocalFileSystem
-
-    if checkpoint is None:
-        return None
-    local = isinstance(checkpoint.filesystem, LocalFileSystem)
-    return Path(checkpoint.path if local else checkpoint.to_directory())
-
-
 def fit_with_ray(
     loop: TrainLoop,
     config: RuntimeConfig,
-    storage: str,
-    name: str = "train",
+    store: CheckpointStore,
+    folder: Path,
     resume: bool = False,
-    keep_checkpoints: int = 2,
+    say: Callable[[str], None] = print,
 ) -> FitResult:
     """Trains in `config.train_workers` workers until the loop ends.
 
-    A worker that dies (killed, out of memory, node lost) makes all start again from the last
-    reported checkpoint, at most `config.max_train_failures` times.
+    A worker that dies (killed, out of memory, node lost) makes all start again from the newest
+    checkpoint, at most `config.max_train_failures` times; so does Ray Train's controller. With
+    `config.min_train_workers` they start again with fewer, where no more find a place.
 
     Args:
         loop: what each worker runs.
         config: the runtime section.
-        storage: folder or URL (s3://, gs://, ...) that all nodes can reach.
-        name: the run's folder there.
-        resume: go on from the newest checkpoint of an earlier, unfinished run there.
-        keep_checkpoints: how many of the newest stay.
+        store: checkpoints, where all nodes can reach them.
+        folder: for Ray Train's own files; all nodes can reach it.
+        resume: go on from the newest whole checkpoint in the store, whoever wrote it and with
+            however many workers.
+        say: told of broken checkpoints and of restarts.
 
     Raises:
-        CheckpointError: `resume` is off and an earlier run is there.
+        CheckpointError: `resume` is off and there are checkpoints, or none of them is whole.
         PosegenError: what the loop raised.
         ResourceError: the workers found no place within `config.train_start_s`.
         TrainingError: the workers failed too often.
     """
     import ray.train
-    from ray import cloudpickle
+    from ray import cloudpickle, exceptions
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    storage = storage if "://" in storage else str(Path(storage).absolute())
-    if not resume and _has_run(storage, name):
-        raise CheckpointError(
-            f"{storage}/{name} already holds checkpoints of an earlier run.",
-            "Continue it with resume=<run folder>, or choose or empty another run folder.",
-        )
+    go_on_from(store, resume, say)
     share = config.train_resources
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{config.train_start_s:g}"
+    workers: Any = config.train_workers
+    if config.min_train_workers:
+        workers = (config.min_train_workers, config.train_workers)
     trainer = TorchTrainer(
         _work,
         # as bytes: the controller, which only passes it on, need not import all that it uses
-        train_loop_config={"loop": cloudpickle.dumps(loop), "threads": config.threads},
-        torch_config=TorchConfig(backend="nccl" if share.num_gpus > 0 else "gloo"),
+        train_loop_config={
+            "loop": cloudpickle.dumps(loop),
+            "store": cloudpickle.dumps(store),
+            "threads": config.threads,
+        },
+        # nccl wants a GPU of its own for every worker
+        torch_config=TorchConfig(backend="nccl" if share.num_gpus >= 1 else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.train_workers,
+            num_workers=workers,
             use_gpu=share.num_gpus > 0,
             resources_per_worker={"CPU": share.num_cpus, "GPU": share.num_gpus},
         ),
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage,
+            name="ray",
+            storage_path=str(folder.absolute()),
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
                 max_failures=config.max_train_failures,
                 controller_failure_limit=config.max_train_failures,  # else it tries for ever
             ),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=keep_checkpoints),
         ),
     )
-    try:
-        result = _beside_main_thread(trainer.fit)
-    except ray.train.TrainingFailedError as error:
-        raise _explained(error, config) from error
+    restarts = 0
+    while True:
+        try:
+            result = _beside_main_thread(trainer.fit)
+            break
+        except ray.train.TrainingFailedError as error:
+            raise _explained(error, config) from error
+        except exceptions.RayActorError as error:
+            if restarts == config.max_train_failures:
+                raise TrainingError(
+                    f"Ray Train's controller died, after {restarts} allowed restart(s): "
+                    f"{str(error).strip().splitlines()[-1]}",
+                    "See whether memory is short, then go on with resume=<run folder>.",
+                ) from error
+            restarts += 1
+            say("  Ray Train's controller died; starting again from the last checkpoint")
     if isinstance(result.return_value, _Refusal):
         raise result.return_value.error
-    checkpoint = result.checkpoint.path if result.checkpoint else ""
-    return FitResult(result.return_value, dict(result.metrics or {}), checkpoint)
+    there = store.numbers()
+    metrics = store.metrics(there[-1]) if there else None
+    return FitResult(result.return_value, metrics or {}, restarts)
 
 
 def _beside_main_thread(work: Callable[[], Any]) -> Any:
@@ -199,7 +208,7 @@ def _work(settings: dict[str, Any]) -> Any:
     from ray import cloudpickle
 
     torch.set_num_threads(settings["threads"])
-    context = RayContext()
+    context = RayContext(cloudpickle.loads(settings["store"]))
     try:
         return cloudpickle.loads(settings["loop"]).run(context)
     except PosegenError as error:
@@ -235,10 +244,3 @@ def _explained(error: Exception, config: RuntimeConfig) -> PosegenError:
         f"{lines[-1].strip() if lines else type(first).__name__}",
         "Fix the cause, then continue from the last checkpoint with resume=<run folder>.",
     )
-
-
-def _has_run(storage: str, name: str) -> bool:
-    from pyarrow.fs import FileSystem, FileType
-
-    filesystem, path = FileSystem.from_uri(storage)
-    return bool(filesystem.get_file_info(f"{path}/{name}/{_SNAPSHOT}").type != FileType.NotFound)

@@ -29,7 +29,6 @@ from posegen_ray.runtime.backend import RayBackend
 from posegen_ray.runtime.capacity import free_nodes
 from posegen_ray.runtime.placement import Plan
 from posegen_ray.runtime.render_pool import start_pool
-from posegen_ray.runtime.train import local_folder
 from posegen_ray.runtime.trial_placement import TrialPlan, plan_trials
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Folders
@@ -97,7 +96,13 @@ class TrialContext(GroupOfOne):
         self.device = torch.device(device)
 
     def resume_folder(self) -> Path | None:
-        return local_folder(tune.get_checkpoint())
+        from pyarrow.fs import LocalFileSystem
+
+        checkpoint = tune.get_checkpoint()
+        if checkpoint is None:
+            return None
+        local = isinstance(checkpoint.filesystem, LocalFileSystem)
+        return Path(checkpoint.path if local else checkpoint.to_directory())
 
     def report(self, metrics: Mapping[str, float], checkpoint_folder: Path | None) -> None:
         folder = checkpoint_folder

@@ -240,6 +240,30 @@ def test_averaged_gradients_of_two_halves_equal_the_whole_batch():
         assert torch.allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize(("cut", "accumulate"), [("late", 2), ("image", 5), ("late", 16)])
+def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(cut, accumulate):
+    config = replace(CONFIG, online_cut=cut)
+    whole, parts = FineTuner(Toy(), config), FineTuner(Toy(), config, accumulate=accumulate)
+    for seed in range(3):
+        samples = make_samples(13, seed=seed)
+        assert parts.step(samples) == pytest.approx(whole.step(samples), rel=1e-5)
+    for a, b in zip(whole.estimator.parameters(), parts.estimator.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_in_bf16_it_learns_in_fp32_weights():
+    samples, held_out = make_samples(32), make_samples(16, seed=1)
+    config = replace(CONFIG, online_learning_rate=1e-2, online_cut="image")
+    ends = []
+    for precision in ("fp32", "bf16"):
+        tuner = FineTuner(Toy(), config, precision=precision)
+        losses = [tuner.step(samples) for _ in range(60)]
+        assert losses[-1] < 0.3 * losses[0]
+        assert all(p.dtype == torch.float32 for p in tuner.estimator.parameters())
+        ends.append(error(tuner.estimator, held_out))
+    assert ends[1] == pytest.approx(ends[0], rel=0.25)
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing():
     def spoil(gradients: list[Tensor]) -> None:
         gradients[0].fill_(float("nan"))

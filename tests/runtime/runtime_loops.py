@@ -39,8 +39,8 @@ class QuadraticLoop:
         if self.fail:
             raise TrainingError(f"Too many steps of round {first} were not finite.")
         for number in range(first, self.rounds):
-            self._die_once(context, number)
-            targets = torch.randn(4, 3, generator=torch_stream(0, number))
+            self.before(context, number)
+            targets = self.targets(number, weight)
             mine = targets[context.rank :: context.world_size]
             optimizer.zero_grad()
             (weight - mine).square().mean().backward()
@@ -61,7 +61,12 @@ class QuadraticLoop:
             "spread": spread.tolist(),
         }
 
-    def _die_once(self, context: TrainContext, number: int) -> None:
+    def targets(self, number: int, weight: torch.Tensor) -> torch.Tensor:  # [4, 3]
+        """A round's global batch."""
+        return torch.randn(4, 3, generator=torch_stream(0, number))
+
+    def before(self, context: TrainContext, number: int) -> None:
+        """Called as a round begins."""
         last = context.rank == context.world_size - 1
         if last and number == self.die_at and not Path(self.marker).exists():
             Path(self.marker).touch()

@@ -1,0 +1,89 @@
+"""Trains a generator and an estimator for a few steps on a device; says what became of them.
+
+`python train_elsewhere.py FILE DEVICE ...` is what test_devices.py runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import torch
+from test_adversary import Guesser, bank, grey, people, seeded, soft_dots
+from test_finetune import CONFIG, Toy, make_samples
+
+from posegen_ray.adversary import Adversary
+from posegen_ray.config import DiscriminatorConfig, FeedbackConfig, GeneratorConfig, ValidityConfig
+from posegen_ray.estimators.base import predict
+from posegen_ray.estimators.finetune import FineTuner
+from posegen_ray.generation.generator import Generator
+from posegen_ray.generation.proposal import SourceSampler
+from posegen_ray.generation.validity import ValidityChecker
+from posegen_ray.records import RenderRequest, RenderResult
+from posegen_ray.scene import check_proposal
+
+STEPS = 2
+
+
+def far_renderer(request: RenderRequest) -> RenderResult:
+    """Renders on the CPU and answers where it was asked, as render servers do."""
+    home = request.bones.device
+    there = RenderRequest(request.subjects, request.bones.cpu(), request.camera.to("cpu"))
+    return RenderResult(soft_dots(there).rgba.to(home))
+
+
+def train(device: torch.device, mode: str, gradient: str, accumulate: int, precision: str):
+    """All that two steps of each kind leave: metrics, weights and optimisers."""
+    torch.manual_seed(0)
+    cast = people().to(device)
+    real = bank().poses.rotations
+    checker = ValidityChecker(ValidityConfig(), people().body, people().shapes, real)
+    config = GeneratorConfig(mode=mode, learn_subject=True)
+    generator = Generator(
+        config, bank(), 2, lambda proposal: check_proposal(proposal, cast, checker).valid
+    )
+    feedback = FeedbackConfig(estimator_gradient=gradient, critic_batch=16)
+    made = Adversary(
+        generator.to(device), feedback, DiscriminatorConfig(history=16), cast, checker,
+        accumulate=accumulate, precision=precision,
+    )  # fmt: skip
+    guesser = Guesser().to(device)
+    made.calibrate(far_renderer, guesser, SourceSampler(bank(), 2), grey, 8, seeded(0))
+    rows = [
+        made.step(6, far_renderer, guesser, grey, seeded(number)).as_dict()
+        for number in range(1, 1 + STEPS)
+    ]
+    again = Adversary(generator, feedback, DiscriminatorConfig(history=16), cast, checker)
+    again.load_state_dict(made.state_dict())
+
+    toy = Toy().to(device)
+    tuner = FineTuner(toy, replace(CONFIG, online_cut="image"), None, "", accumulate, precision)
+    losses = [tuner.step(make_samples(6, seed=number)) for number in range(STEPS)]
+    tuner.load_state_dict(tuner.state_dict())
+    answers = predict(toy, make_samples(4).images)
+    trained = [*generator.parameters(), *made.discriminator.parameters(), *toy.parameters()]
+    assert {tensor.device.type for tensor in trained} == {device.type}
+    return [rows, losses, made.state_dict(), again.state_dict(), tuner.state_dict(), answers]
+
+
+def numbers(value: object) -> list[torch.Tensor]:
+    """All numbers within, on the CPU."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for item in value for tensor in numbers(item)]
+    if not isinstance(value, int | float | torch.Tensor):
+        return []
+    return [torch.as_tensor(value).detach().cpu()]
+
+
+CASES = (("residual", "image", 3, "fp32"), ("noise", "score", 1, "fp32"))
+
+if __name__ == "__main__":
+    file, *devices = sys.argv[1:]
+    if "away" in devices:
+        import other_device
+
+        other_device.register()
+    results = {d: [numbers(train(torch.device(d), *case)) for case in CASES] for d in devices}
+    torch.save(results, file)
