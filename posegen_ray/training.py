@@ -122,9 +122,10 @@ class _Run:
                 self.config.training.accumulate,
                 self.config.training.precision,
             )
-        self.estimator = build_estimator(self.config.estimator).to(context.device)
+        self.estimator = build_estimator(self.config.estimator)
         if plan.joint_map is not None:
             self.estimator.set_joint_map(plan.joint_map)
+        self.estimator.to(context.device)
         self.tuner = self._tuner() if self.config.training.estimator_steps else None
         self.render_fn = plan.renderer.render_fn()
         self.background = seeded_backgrounds("train")

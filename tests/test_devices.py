@@ -12,26 +12,34 @@ import torch
 SCRIPT = Path(__file__).parent / "train_elsewhere.py"
 
 
-def assert_equal_training(device: str, folder: Path) -> None:
+def assert_equal_training(what: str, device: str, folder: Path) -> None:
     """The same metrics, weights and optimisers on a device and on the CPU."""
+    # a rendered picture changes by leaps where rounding decides which cells a ray meets
+    within = 1e-3 if what == "steps" else 3e-2
     file = folder / "results"
-    command = [sys.executable, str(SCRIPT), str(file), device, "cpu"]
+    command = [sys.executable, str(SCRIPT), str(file), what, device, "cpu"]
     paths = [str(SCRIPT.parent), str(SCRIPT.parent / "estimators"), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr[-4000:]
     results = torch.load(file, weights_only=True)
     for ours, theirs in zip(results[device], results["cpu"], strict=True):
-        assert len(ours) == len(theirs) > 100
+        assert len(ours) == len(theirs) > 10
         for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+            torch.testing.assert_close(one, other, rtol=within, atol=1e-4, equal_nan=True)
 
 
 def test_all_of_a_step_happens_on_the_device_and_gives_the_cpus_numbers(tmp_path):
     """On "away" (tests/other_device.py), where to mix tensors of two devices is an error."""
-    assert_equal_training("away", tmp_path)
+    assert_equal_training("steps", "away", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_whole_loop_happens_on_the_device_and_gives_the_cpus_numbers(tmp_path):
+    assert_equal_training("loop", "away", tmp_path)
 
 
 @pytest.mark.gpu
-def test_cuda_gives_the_cpus_numbers(tmp_path):
-    assert_equal_training("cuda", tmp_path)
+@pytest.mark.parametrize("what", ["steps", "loop"])
+def test_cuda_gives_the_cpus_numbers(what, tmp_path):
+    assert_equal_training(what, "cuda", tmp_path)

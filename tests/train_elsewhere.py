@@ -1,12 +1,15 @@
 """Trains a generator and an estimator for a few steps on a device; says what became of them.
 
-`python train_elsewhere.py FILE DEVICE ...` is what test_devices.py runs in a process of its own.
+`python train_elsewhere.py FILE (steps | loop) DEVICE ...` is what test_devices.py runs in a process
+of its own.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from test_adversary import Guesser, bank, grey, people, seeded, soft_dots
@@ -77,13 +80,47 @@ def numbers(value: object) -> list[torch.Tensor]:
     return [torch.as_tensor(value).detach().cpu()]
 
 
+def whole_loop(device: str):
+    """A tiny training to its end, then resumed: the calibration, and the first step's metrics.
+
+    Later steps choose among candidates, and take slopes of a network with kinks: rounding grows.
+    """
+    from posegen_ray.compose import compose_config
+    from posegen_ray.console import Console
+    from posegen_ray.context import LocalContext
+    from posegen_ray.local import LocalBackend, LocalStream
+    from posegen_ray.run import Run
+    from posegen_ray.training import AdversarialTraining
+
+    config = compose_config(["experiment=tiny", "runtime=inprocess", "training.accumulate=2"])
+    with tempfile.TemporaryDirectory() as name, LocalBackend(config, Console(True)) as backend:
+        folder = Path(name)
+        run = Run(config, folder, backend, Console(True))
+        drawer = run.drawer()
+        loop = AdversarialTraining(
+            config, drawer.folders, drawer.renderer, LocalStream(config, drawer, 0),
+            run.joint_map(), 0, str(folder / "tensorboard"), lambda _: None,
+        )  # fmt: skip
+        result = loop.run(LocalContext(folder / "kept", device=device))
+        resumed = loop.run(LocalContext(folder / "kept", resume=True, device=device))
+    assert result is not None
+    assert resumed is not None
+    assert all(torch.isfinite(p).all() for state in result.generators for p in state.values())
+    for name, weights in result.estimator.items():
+        assert torch.equal(weights, resumed.estimator[name])
+    return [result.reference_mm, result.history[0]]
+
+
 CASES = (("residual", "image", 3, "fp32"), ("noise", "score", 1, "fp32"))
 
 if __name__ == "__main__":
-    file, *devices = sys.argv[1:]
+    file, what, *devices = sys.argv[1:]
     if "away" in devices:
         import other_device
 
         other_device.register()
-    results = {d: [numbers(train(torch.device(d), *case)) for case in CASES] for d in devices}
+    if what == "loop":
+        results = {d: [numbers(whole_loop(d))] for d in devices}
+    else:
+        results = {d: [numbers(train(torch.device(d), *case)) for case in CASES] for d in devices}
     torch.save(results, file)
