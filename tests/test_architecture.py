@@ -17,7 +17,7 @@ LAYERS = (
     "asset_list",
     "assets",
     "body records",
-    "context checkpoint",
+    "context checkpoint meter",
     "motion datasets",
     "subjects",
     "generation",

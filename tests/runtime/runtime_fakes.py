@@ -85,14 +85,14 @@ class SineFactory:
     def __init__(self, folder: Path, pause_s: float = 0.0) -> None:
         self.folder, self.pause_s = folder, pause_s
 
-    def __call__(self) -> TensorRenderer:
+    def __call__(self, subject: str) -> TensorRenderer:
         torch.set_num_threads(1)
         return TensorRenderer(SineRenderer(self.folder, self.pause_s))
 
 
 class BrokenFactory:
-    def __call__(self) -> TensorRenderer:
-        raise SubjectError("Subject 'ghost' has no folder.", "Run posegen fit.")
+    def __call__(self, subject: str) -> TensorRenderer:
+        raise SubjectError(f"Subject {subject!r} has no folder.", "Run posegen fit.")
 
 
 def wait_until_working(folder: Path, calls: int, timeout_s: float = 20.0) -> None:

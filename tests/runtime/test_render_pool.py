@@ -18,10 +18,15 @@ from runtime_fakes import (
 
 from posegen_ray.config import RenderServerConfig, RoleResources
 from posegen_ray.errors import RenderError, ResourceError, SubjectError
-from posegen_ray.runtime.render_pool import RenderPool, ServerSpec, start_servers
+from posegen_ray.runtime.render_pool import RenderPool, start_servers
+from posegen_ray.runtime.replicas import ServerSpec
 
 CONFIG = RenderServerConfig(
-    resources=RoleResources(0.25), max_batch=3, start_timeout_s=60, deadline_s=60
+    resources=RoleResources(0.25),
+    max_batch=3,
+    start_timeout_s=60,
+    deadline_s=60,
+    call_deadline_s=30,
 )
 MIXED = ("ada", "ben", "ada", "ada", "ben", "ada", "ada", "cy")
 
@@ -127,7 +132,7 @@ def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folde
 
 
 def kill(pool):
-    os.kill(pool.health()[0].process_id, signal.SIGKILL)
+    os.kill(pool.health()[0].load.process_id, signal.SIGKILL)
 
 
 def test_server_killed_while_idle_is_not_noticed(slow_pool, folder):
@@ -160,12 +165,12 @@ def test_server_dead_for_good_is_replaced(ray_session, folder):
     try:
         request = random_request(("ada",))
         stale = pickle.loads(ray.cloudpickle.dumps(pool))  # another client
-        first = pool.health()[0].process_id
-        ray.kill(pool._servers[0][0], no_restart=True)
+        first = pool.health()[0].load.process_id
+        ray.kill(pool._teams[0].permanent[0], no_restart=True)
         expected = SineRenderer(folder)(request).rgba
         torch.testing.assert_close(pool.render(request).rgba, expected, rtol=0, atol=0)
         torch.testing.assert_close(stale.render(request).rgba, expected, rtol=0, atol=0)
-        assert pool.health()[0].process_id == stale.health()[0].process_id != first
+        assert pool.health()[0].load.process_id == stale.health()[0].load.process_id != first
     finally:
         pool.close()
 
@@ -179,13 +184,13 @@ def test_health_answers_at_once_during_a_render(slow_pool, folder):
     health = slow_pool.health()[0]
     took = time.monotonic() - started
     worker.join()
-    assert health.busy
+    assert health.load.working_s > 0
     assert took < 0.25
     assert health.memory_mb > 10
 
 
 def test_silence_ends_in_an_explanation(slow_pool, monkeypatch):
-    monkeypatch.setattr(slow_pool, "_config", RenderServerConfig(deadline_s=0.2))
+    monkeypatch.setattr(slow_pool._config, "deadline_s", 0.2)
     with pytest.raises(RenderError, match=r"of ada answered within 0.2 s .*deadline_s"):
         slow_pool.render(random_request(("ada",)))
 
