@@ -23,9 +23,10 @@ from posegen_ray.studio import LocalRenderer, Studio
 
 # the network bends within 0.0003 rad: only over less than that do finite differences show its slope
 STEP = 3e-5
-MOVING = ("pelvis", "spine2", "left_hip", "right_knee", "left_shoulder", "right_shoulder")
-MOVING += ("left_elbow", "right_elbow")
+MOVING = ("pelvis", "spine2", "neck", "left_hip", "right_hip", "left_knee", "right_knee")
+MOVING += ("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist")
 PARAMETERS = 3 * len(MOVING) + 5
+COMPARED = 24  # at least; a tenth to a quarter of them lie on kinks, which ones depends on the fit
 AT_ONCE = 16
 
 
@@ -102,7 +103,7 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
     for ours, slope, bend in zip(analytic, measured, bends, strict=True):
         # at one of the network's kinks the two sides differ, and there is no slope to compare with
         smooth = bend < 0.1 * slope.abs().max()
-        assert int(smooth.sum()) >= 24
+        assert int(smooth.sum()) >= COMPARED
         ours, slope = ours[smooth], slope[smooth]
         assert torch.nn.functional.cosine_similarity(ours, slope, dim=0) >= 0.95
         large = slope.abs() > slope.abs().median()
