@@ -116,6 +116,9 @@ class RenderServer:
     @ray.method(concurrency_group="control")
     def load(self) -> ServerLoad:
         """Costs nothing."""
+        return self._load()
+
+    def _load(self) -> ServerLoad:
         loading_s = self._cache.loading_s
         working_s = 0.0 if loading_s else self._gate.present_s
         now = (os.getpid(), self._gate.waiting, working_s, loading_s)
@@ -124,9 +127,17 @@ class RenderServer:
     @ray.method(concurrency_group="control")
     def health(self) -> ServerHealth:
         cache = self._cache
-        calls = (self._renders, self._gradients)
-        subjects = (cache.loaded, cache.loads, cache.evictions, cache.load_s)
-        return ServerHealth(self._subjects, self.load(), *calls, *subjects, memory_mb())
+        return ServerHealth(
+            self._subjects,
+            self._load(),
+            self._renders,
+            self._gradients,
+            cache.loaded,
+            cache.loads,
+            cache.evictions,
+            cache.load_s,
+            memory_mb(),
+        )
 
     @ray.method(concurrency_group="control")
     def colleagues(self, now: Mapping[int, Any] | None = None) -> Mapping[int, Any]:

@@ -1,6 +1,4 @@
-import os
 import pickle
-import signal
 import threading
 import time
 
@@ -11,6 +9,8 @@ from runtime_fakes import (
     BrokenFactory,
     SineFactory,
     SineRenderer,
+    assert_same,
+    gradients,
     random_request,
     wait_until_working,
     with_gradients,
@@ -52,31 +52,9 @@ def slow_pool(ray_session, folder):
     pool.close()
 
 
-def local_gradients(folder, request):
-    again, leaves = with_gradients(request)
-    image = SineRenderer(folder)(again).rgba
-    return image, torch.autograd.grad((image * weight_of(image)).sum(), leaves)
-
-
-def served_gradients(pool, request):
-    again, leaves = with_gradients(request)
-    image = pool.render(again).rgba
-    return image, torch.autograd.grad((image * weight_of(image)).sum(), leaves)
-
-
-def weight_of(image):
-    return torch.linspace(-1, 1, image.numel()).reshape(image.shape)
-
-
-def assert_same(found, wanted):
-    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=0)
-    for one, other in zip(found[1], wanted[1], strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
 def test_served_pictures_and_gradients_are_the_local_ones_in_request_order(pool, folder):
     request = random_request(MIXED)
-    assert_same(served_gradients(pool, request), local_gradients(folder, request))
+    assert_same(gradients(pool.render, request), gradients(SineRenderer(folder), request))
 
 
 def test_gradients_agree_with_finite_differences(pool):
@@ -129,35 +107,6 @@ def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folde
         assert all(server.renders >= 2 for server in pool.health())
     finally:
         pool.close()
-
-
-def kill(pool):
-    os.kill(pool.health()[0].load.process_id, signal.SIGKILL)
-
-
-def test_server_killed_while_idle_is_not_noticed(slow_pool, folder):
-    request = random_request(("ada",))
-    kill(slow_pool)
-    assert_same(served_gradients(slow_pool, request), local_gradients(folder, request))
-
-
-@pytest.mark.parametrize("call", ["render", "vjp"])
-def test_server_killed_at_work_is_not_noticed(slow_pool, folder, call):
-    request = random_request(("ada",) * 4, seed=1)  # two calls
-    before = len(list(folder.glob("working_*")))
-    calls = before + (1 if call == "render" else 3)
-
-    def kill_when_working():
-        wait_until_working(folder, calls)
-        time.sleep(0.1)
-        kill(slow_pool)
-
-    killer = threading.Thread(target=kill_when_working)
-    killer.start()
-    served = served_gradients(slow_pool, request)
-    killer.join()
-    assert len(list(folder.glob("working_*"))) > before + 4, "the killed call was not repeated"
-    assert_same(served, local_gradients(folder, request))
 
 
 def test_server_dead_for_good_is_replaced(ray_session, folder):
