@@ -78,7 +78,7 @@ class Fault(threading.Thread):
 
 
 def gradients_with(
-    pool: RenderPool, request: RenderRequest, *, at_vjp: Callable[[], Fault] | None = None
+    pool: RenderPool, request: RenderRequest, *, at_vjp: Callable[[], object] | None = None
 ):
     """The pool's `gradients`; breaks something when the pictures are there."""
 

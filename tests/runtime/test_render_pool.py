@@ -1,6 +1,8 @@
 import pickle
 import threading
 import time
+from dataclasses import replace
+from urllib.request import urlopen
 
 import pytest
 import ray
@@ -107,6 +109,57 @@ def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folde
         assert all(server.renders >= 2 for server in pool.health())
     finally:
         pool.close()
+
+
+def test_more_subjects_than_fit_are_loaded_on_demand_where_they_are_wanted(ray_session, folder):
+    config = replace(CONFIG, replicas=2, loaded_subjects=1)
+    pool = start_servers([ServerSpec(("ada", "ben", "cy"), SineFactory(folder), config)], "many")
+    try:
+        request = random_request(MIXED)
+        assert_same(gradients(pool.render, request), gradients(SineRenderer(folder), request))
+        for name in ("ada", "ben"):
+            pool.render(random_request((name,)))
+        pool.metrics()
+        for name in ("ada", "ben") * 3:  # each from the server that has it
+            pool.render(random_request((name,)))
+        assert pool.metrics()["subject_loads"] == 0
+        healths = pool.health()
+        assert [health.loaded for health in healths] == [("ada",), ("ben",)]
+        assert all(health.loads - health.evictions == 1 for health in healths)
+        assert all(health.load_s > 0 for health in healths)
+    finally:
+        pool.close()
+
+
+def test_metrics_say_what_happened_since_the_last_time(pool):
+    pool.metrics()
+    pool.render(random_request(MIXED))
+    found = pool.metrics()
+    assert found["images_per_s"] > 0
+    assert 0 < found["latency_p50_ms"] <= found["latency_p99_ms"] < 10_000
+    assert found["calls_in_work"] > 0
+    assert (found["servers"], found["servers_restarted"], found["servers_replaced"]) == (2, 0, 0)
+    assert found["server_memory_mb"] > 10
+    assert pool.metrics()["images_per_s"] == 0
+
+
+@pytest.mark.slow
+def test_ray_exports_what_servers_tell(pool):
+    """Ray reports every ten seconds, in Prometheus's format."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    wanted = {
+        "ray_posegen_render_waiting",
+        "ray_posegen_render_seconds_bucket",
+        "ray_posegen_render_pictures_total",
+        "ray_posegen_render_subject_loads_total",
+    }
+    end = time.monotonic() + 60
+    text = ""
+    while not all(f"{name}{{" in text and 'server="fast-' in text for name in wanted):
+        assert time.monotonic() < end, text[-3000:]
+        pool.render(random_request(MIXED))
+        time.sleep(1)
+        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
 
 
 def test_server_dead_for_good_is_replaced(ray_session, folder):
