@@ -2,6 +2,7 @@
 # make test   the test suite (make test-slow: the minutes-long ones)
 # make small  the comparison with three seeds and more images
 # make chaos  the fault matrix: what is killed, filled or corrupted, and how long recovery takes
+# make soak   half an hour of rendering while servers are killed (ARGS="--minutes 5")
 # make lint   ruff and mypy
 #
 # PYTHON  interpreter for the virtual environment (3.10 to 3.12)
@@ -17,7 +18,7 @@ BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test test-slow chaos lint bench clean
+.PHONY: help setup demo small test test-slow chaos soak lint bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -45,6 +46,9 @@ test-slow: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos --timeout=900 $(ARGS)
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

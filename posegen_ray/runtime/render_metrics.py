@@ -38,10 +38,9 @@ class ServerMetrics:
         self._loaded = Counter("posegen_render_subject_loads", "Subjects loaded.", keys)
         self._evicted = Counter("posegen_render_subject_evictions", "Subjects dropped.", keys)
 
-    def waiting(self, calls: int) -> None:
-        self._waiting.set(calls, self._tags)
-
-    def answered(self, method: str, pictures: int, seconds: float) -> None:
+    def answered(self, method: str, pictures: int, seconds: float, waiting: int) -> None:
+        """A call was answered; so many wait now."""
+        self._waiting.set(waiting, self._tags)
         self._latency.observe(seconds, {**self._tags, "method": method})
         if method == "render":
             self._pictures.inc(pictures, self._tags)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +16,7 @@ import ray
 
 from posegen_ray.runtime.render_metrics import ServerMetrics
 from posegen_ray.runtime.subject_cache import SubjectCache
-from posegen_ray.runtime.turnstile import Turnstile
+from posegen_ray.runtime.work_queue import WorkQueue
 
 if TYPE_CHECKING:
     from posegen_ray.runtime.wire import FloatArray, RequestArrays
@@ -86,7 +85,7 @@ class RenderServer:
     def __init__(self, name: str, subjects: tuple[str, ...], load: Load, limit: int) -> None:
         self._subjects, self._limit = subjects, limit or len(subjects)
         self._cache = SubjectCache(load, self._limit)
-        self._gate = Turnstile()
+        self._queue = WorkQueue()
         self._metrics = ServerMetrics(name)
         self._renders, self._gradients, self._pictures = 0, 0, 0
         self._colleagues: Mapping[int, Any] = {}
@@ -94,22 +93,19 @@ class RenderServer:
     @ray.method(concurrency_group="render")
     def prepare(self) -> None:
         """Loads as many subjects as are kept."""
-        with self._gate.turn():
-            for subject in self._subjects[: self._limit]:
-                self._cache.get(subject)
+        for subject in self._subjects[: self._limit]:
+            self._queue.run(lambda subject=subject: self._cache.get(subject))
 
     @ray.method(concurrency_group="render")
     def render(self, request: RequestArrays, keep: bool = False) -> FloatArray:
-        with self._turn("render", request) as renderer:
-            image = renderer.render_arrays(request, keep)
+        image = self._answer("render", request, keep)
         self._renders += 1
         self._pictures += len(request)
         return image
 
     @ray.method(concurrency_group="render")
     def vjp(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
-        with self._turn("vjp", request) as renderer:
-            gradients = renderer.vjp_arrays(request, gradient)
+        gradients = self._answer("vjp", request, gradient)
         self._gradients += 1
         return gradients
 
@@ -120,9 +116,9 @@ class RenderServer:
 
     def _load(self) -> ServerLoad:
         loading_s = self._cache.loading_s
-        working_s = 0.0 if loading_s else self._gate.present_s
-        now = (os.getpid(), self._gate.waiting, working_s, loading_s)
-        return ServerLoad(*now, *self._gate.totals(), self._pictures)
+        working_s = 0.0 if loading_s else self._queue.present_s
+        now = (os.getpid(), self._queue.waiting, working_s, loading_s)
+        return ServerLoad(*now, *self._queue.totals(), self._pictures)
 
     @ray.method(concurrency_group="control")
     def health(self) -> ServerHealth:
@@ -146,14 +142,17 @@ class RenderServer:
             self._colleagues = now
         return self._colleagues
 
-    @contextmanager
-    def _turn(self, method: str, request: RequestArrays) -> Iterator[ArrayRenderer]:
+    def _answer(self, method: str, request: RequestArrays, rest: Any) -> Any:
         came = time.monotonic()
-        with self._gate.turn():
-            self._metrics.waiting(self._gate.waiting)
-            yield self._cache.get(request.subjects[0])
-        self._metrics.answered(method, len(request), time.monotonic() - came)
+
+        def work() -> Any:
+            renderer = self._cache.get(request.subjects[0])
+            return getattr(renderer, f"{method}_arrays")(request, rest)
+
+        answer = self._queue.run(work)
+        self._metrics.answered(method, len(request), time.monotonic() - came, self._queue.waiting)
         self._metrics.subjects(self._cache)
+        return answer
 
 
 def memory_mb(process: str = "self") -> float:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from posegen_ray.errors import ResourceError, SubjectError
 from posegen_ray.subjects.store import MANIFEST, Subject, load_subject, read_manifest
@@ -32,7 +33,7 @@ class StoredSubject:
     """A subject's files in the object store. Belongs to the process that put them there."""
 
     folder: str  # where they were, for messages
-    files: Any  # reference to {file name: bytes as an array}
+    files: bytes  # pickled reference to {file name: bytes as an array}
 
     def load(self) -> Subject:
         """The subject, checked against its hash.
@@ -42,7 +43,7 @@ class StoredSubject:
             ResourceError: the files cannot be fetched.
         """
         try:
-            files = ray.get(self.files, timeout=_FETCH_S)
+            files = ray.get(ray.cloudpickle.loads(self.files), timeout=_FETCH_S)
         except ray.exceptions.RayError as error:
             raise ResourceError(
                 f"The files of the subject of {self.folder} could not be fetched: "
@@ -60,22 +61,36 @@ class StoredSubject:
 
 
 def put_subject(folder: Path) -> StoredSubject:
-    """Puts a subject's files into the object store.
+    """Puts a subject's files into the object store, once for each process that starts servers.
+
+    There they stay until that process ends: a pickled reference, unlike an argument of an actor,
+    is never counted as given up while servers may still have to start again.
 
     Raises:
         SubjectError: the subject is missing, or its manifest cannot be read.
     """
     manifest = read_manifest(folder)
     paths = [folder / MANIFEST]
-    paths.append(folder / json.loads(paths[0].read_text())["file"])
+    described = json.loads(paths[0].read_text())
+    paths.append(folder / described["file"])
+    key = (ray.get_runtime_context().get_node_id(), str(folder), described["sha256"])
+    if key not in _stored:
+        files = _read(paths, manifest.name)
+        _stored[key] = StoredSubject(str(folder), ray.cloudpickle.dumps(ray.put(files)))
+    return _stored[key]
+
+
+_stored: dict[tuple[str, str, str], StoredSubject] = {}
+
+
+def _read(paths: list[Path], name: str) -> dict[str, NDArray[np.uint8]]:
     try:
-        files = {path.name: np.fromfile(path, np.uint8) for path in paths}
+        return {path.name: np.fromfile(path, np.uint8) for path in paths}
     except OSError as error:
         raise SubjectError(
-            f"The subject {manifest.name!r} lacks its data file {paths[1]}.",
+            f"The subject {name!r} lacks its data file {paths[1]}.",
             "Fit it again, or restore the file.",
         ) from error
-    return StoredSubject(str(folder), ray.put(files))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,12 @@ def loads(pool: RenderPool) -> list[ServerLoad]:
     return ray.get([server.load.remote() for server in servers_of(pool)], timeout=PATIENCE_S)
 
 
+def node_of(server) -> str:
+    """The node that a server runs on."""
+    call = server.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+    return str(ray.get(call, timeout=PATIENCE_S))
+
+
 def kill(process: int) -> None:
     os.kill(process, signal.SIGKILL)
 

@@ -1,22 +1,29 @@
-"""One call at a time. Knows who waits, for how long, and how long the present one has taken."""
+"""One call at a time, in one thread. Knows who waits, for how long, and how long the present takes.
+
+One thread, since memory that each of several threads has freed stays with that thread.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Answer = TypeVar("Answer")
 
 
-class Turnstile:
-    """Lets one thread through at a time, and measures."""
+class WorkQueue:
+    """Runs calls from many threads in a single one, in the order in which they come."""
 
     def __init__(self) -> None:
-        self._gate, self._book = threading.Lock(), threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "work")
+        self._book = threading.Lock()
         self._since: float | None = None
         self._noted = time.monotonic()
         self._busy_s = self._waited_s = 0.0
-        self.waiting = 0  # threads before the gate now
+        self.waiting = 0  # calls that have not begun
 
     @property
     def present_s(self) -> float:
@@ -30,24 +37,23 @@ class Turnstile:
             self._note()
             return self._busy_s, self._waited_s
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Waits for the gate and passes it; the block is the call."""
+    def run(self, call: Callable[[], Answer]) -> Answer:
+        """Waits for the call's turn, and for its answer. Raises what it raises."""
         with self._book:
             self._note()
             self.waiting += 1
-        self._gate.acquire()
+        return self._worker.submit(self._measured, call).result()
+
+    def _measured(self, call: Callable[[], Answer]) -> Answer:
         with self._book:
-            now = self._note()
+            self._since = self._note()
             self.waiting -= 1
-            self._since = now
         try:
-            yield
+            return call()
         finally:
             with self._book:
                 self._note()
                 self._since = None
-            self._gate.release()
 
     def _note(self) -> float:
         """Adds up what happened since the last change."""
