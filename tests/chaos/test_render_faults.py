@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -14,9 +13,6 @@ import numpy as np
 import pytest
 import ray
 from bodies import capsule_body, painted_subject
-
-sys.path.insert(1, str(Path(__file__).parents[1] / "runtime"))  # for `import runtime_fakes`
-
 from render_faults import (
     Fault,
     check,

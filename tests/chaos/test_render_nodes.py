@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from bodies import capsule_body, painted_subject
 from ray.cluster_utils import Cluster
-
-sys.path.insert(1, str(Path(__file__).parents[1] / "runtime"))  # for `import runtime_fakes`
-
 from render_faults import Fault, check, gradients_with, loads, node_of, posed_request, servers_of
 
 from posegen_ray.config import RendererConfig, RenderServerConfig, RoleResources, RuntimeConfig
@@ -31,11 +25,11 @@ PEOPLE = {"one": 0.0, "two": 1.0}
 
 
 @pytest.mark.parametrize("nodes", [2, 3])
-def test_a_machine_lost_in_mid_request(tmp_path, note_recovery, nodes):
+def test_a_machine_lost_in_mid_request(tmp_path, monkeypatch, note_recovery, nodes):
     subjects = {name: painted_subject(name, hue) for name, hue in PEOPLE.items()}
     for name, subject in subjects.items():
         save_subject(subject, tmp_path / name)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
     try:
         others = {
