@@ -204,12 +204,11 @@ class _Dispatch:
         if now - self._heard > limits.deadline_s:
             raise self._silence()
         late = [f for f in self._flying.values() if now - f.sent > limits.call_deadline_s]
-        hanging = {
-            server: _hangs(reference, limits)
-            for server, reference in {f.server: f.server.load.remote() for f in late}.items()
-        }
+        if not late:
+            return
+        hanging = _hanging({flight.server for flight in late}, limits)
         for reference, flight in list(self._flying.items()):
-            if hanging.get(flight.server):
+            if flight.server in hanging:
                 self._recover(self._land(reference), _Failed(Failure.SERVER_HANGS))
 
     def _silence(self) -> RenderError:
@@ -232,13 +231,21 @@ class _Failed(Exception):
         self.failure, self.error = failure, error
 
 
-def _hangs(reference: Any, limits: Limits) -> bool:
-    """Whether a server, asked what it does, is at it for too long or does not answer at all."""
-    try:
-        load = ray.get(reference, timeout=min(_ANSWER_S, limits.call_deadline_s))
-    except exceptions.RayError:
-        return True
-    return hangs(load.working_s, load.loading_s, limits.call_deadline_s, limits.start_timeout_s)
+def _hanging(servers: set[Any], limits: Limits) -> set[Any]:
+    """Those that, asked what they do, are at it for too long or do not answer at all."""
+    asked = {server.load.remote(): server for server in servers}
+    timeout_s = min(_ANSWER_S, limits.call_deadline_s)
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
+    well = set()
+    for reference in ready:
+        try:
+            load = ray.get(reference, timeout=timeout_s)
+        except exceptions.RayError:
+            continue
+        work = (load.working_s, load.loading_s)
+        if not hangs(*work, limits.call_deadline_s, limits.start_timeout_s):
+            well.add(asked[reference])
+    return servers - well
 
 
 def classify(error: exceptions.RayError) -> Failure:

@@ -123,9 +123,9 @@ class RenderPool:
         """What happened since the last call, for TensorBoard: see `PoolMeter`."""
         asked = {t.name(n): s.health.remote() for t in self._teams for n, s in t.servers.items()}
         ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_METRICS_S)
-        healths = {}
+        here, healths = set(ready), {}
         for name, reference in asked.items():
-            if reference in ready:
+            if reference in here:
                 try:
                     healths[name] = ray.get(reference, timeout=_METRICS_S)
                 except exceptions.RayError:

@@ -96,7 +96,7 @@ class ReplicaScaling:
         """Once over all groups."""
         asked = [(group, group.ask()) for group in self._groups]
         every = [reference for _, answers in asked for reference in answers.values()]
-        ready, _ = ray.wait(every, num_returns=len(every), timeout=_ANSWER_S)
+        ready = set(ray.wait(every, num_returns=len(every), timeout=_ANSWER_S)[0])
         for group, answers in asked:
             group.decide({server: ref for server, ref in answers.items() if ref in ready})
 

@@ -45,7 +45,7 @@ def plan_trials(
     groups = math.ceil(num_subjects / config.render.subjects_per_server)
     shares = (
         Share("trial: training", 1, config.train_resources),
-        Share("trial: server", groups * config.render.most_replicas, config.render.resources),
+        Share("trial: server", groups * config.render.replicas, config.render.resources),
     )
     alone = _trials(shares, 1, nodes)
     if not alone.fits:
