@@ -16,10 +16,12 @@ from ray import exceptions
 
 from posegen_ray.errors import PosegenError, RenderError
 from posegen_ray.runtime.failure_policy import Decision, Failure, decide, hangs
+from posegen_ray.runtime.watch import Watch
 
 Group = tuple[str, ...]  # the subjects that live together in a server
 _LOOK_S = 1.0  # between two looks at calls that take long
-_ANSWER_S = 5.0  # for a server to say what it does
+_LATE_S = 10.0  # after which a call's server is asked what it does
+_IDLE_LOOKS = 3  # in a row at a server that does nothing, after which a call's answer is lost
 
 
 class Team(Protocol):
@@ -66,6 +68,7 @@ class _Flight:
     number: int
     server: Any
     sent: float
+    seen_idle: int = 0
 
 
 Noted = Callable[[Call, float], None]  # a call that was answered, and its seconds
@@ -113,6 +116,7 @@ class _Dispatch:
             self._waiting[call.group].append(index)
         self._flying: dict[Any, _Flight] = {}  # reference -> where it is
         self._in_flight: Counter[tuple[Group, int]] = Counter()
+        self._watch = Watch()
         self._heard = self._looked = time.monotonic()
 
     def answers(self) -> list[Any]:
@@ -198,18 +202,29 @@ class _Dispatch:
         self._waiting[call.group].appendleft(flight.call)
 
     def _look(self) -> None:
-        """Deals with servers that have been silent for too long."""
+        """Asks the servers of calls that take long, and deals with what they say."""
         self._looked = now = time.monotonic()
         limits = self._limits
         if now - self._heard > limits.deadline_s:
             raise self._silence()
-        late = [f for f in self._flying.values() if now - f.sent > limits.call_deadline_s]
-        if not late:
-            return
-        hanging = _hanging({flight.server for flight in late}, limits)
+        late_s = min(_LATE_S, limits.call_deadline_s)
+        known = self._watch.look({f.server for f in self._flying.values() if now - f.sent > late_s})
         for reference, flight in list(self._flying.items()):
-            if flight.server in hanging:
-                self._recover(self._land(reference), _Failed(Failure.SERVER_HANGS))
+            if flight.server in known:
+                failure = self._judge(flight, known[flight.server], now)
+                if failure is not None:
+                    self._recover(self._land(reference), _Failed(failure))
+
+    def _judge(self, flight: _Flight, load: Any, now: float) -> Failure | None:
+        """What is wrong with a call, by what its server does (None: it is silent)."""
+        limits = self._limits
+        if load is None:
+            return Failure.SERVER_HANGS if now - flight.sent > limits.call_deadline_s else None
+        work = (load.working_s, load.loading_s)
+        if hangs(*work, limits.call_deadline_s, limits.start_timeout_s):
+            return Failure.SERVER_HANGS
+        flight.seen_idle = flight.seen_idle + 1 if load.idle else 0
+        return Failure.OBJECT_LOST if flight.seen_idle == _IDLE_LOOKS else None
 
     def _silence(self) -> RenderError:
         calls = self._calls
@@ -229,23 +244,6 @@ class _Failed(Exception):
     def __init__(self, failure: Failure, error: exceptions.RayError | None = None) -> None:
         super().__init__(failure.value)
         self.failure, self.error = failure, error
-
-
-def _hanging(servers: set[Any], limits: Limits) -> set[Any]:
-    """Those that, asked what they do, are at it for too long or do not answer at all."""
-    asked = {server.load.remote(): server for server in servers}
-    timeout_s = min(_ANSWER_S, limits.call_deadline_s)
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
-    well = set()
-    for reference in ready:
-        try:
-            load = ray.get(reference, timeout=timeout_s)
-        except exceptions.RayError:
-            continue
-        work = (load.working_s, load.loading_s)
-        if not hangs(*work, limits.call_deadline_s, limits.start_timeout_s):
-            well.add(asked[reference])
-    return servers - well
 
 
 def classify(error: exceptions.RayError) -> Failure:
