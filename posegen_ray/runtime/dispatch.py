@@ -117,6 +117,7 @@ class _Dispatch:
         self._flying: dict[Any, _Flight] = {}  # reference -> where it is
         self._in_flight: Counter[tuple[Group, int]] = Counter()
         self._watch = Watch()
+        self._starting: set[Any] = set()  # servers in another's place that have not answered yet
         self._heard = self._looked = time.monotonic()
 
     def answers(self) -> list[Any]:
@@ -177,6 +178,7 @@ class _Dispatch:
             raise _Failed(classify(error), error) from error
         if not call.sound(answer):
             raise _Failed(Failure.NOT_FINITE)
+        self._starting.discard(flight.server)
         self._noted(call, time.monotonic() - flight.sent)
         return answer
 
@@ -197,6 +199,7 @@ class _Dispatch:
             self._avoid[flight.call] = flight.number
             if team.replace(flight.number, flight.server):
                 self._replaced(team.name(flight.number), failed.failure)
+                self._starting.add(team.servers.get(flight.number))
         else:
             time.sleep(min(0.1 * 2**attempt, 2.0))
         self._waiting[call.group].appendleft(flight.call)
@@ -219,7 +222,9 @@ class _Dispatch:
         """What is wrong with a call, by what its server does (None: it is silent)."""
         limits = self._limits
         if load is None:
-            return Failure.SERVER_HANGS if now - flight.sent > limits.call_deadline_s else None
+            starts = flight.server in self._starting
+            limit_s = limits.start_timeout_s if starts else limits.call_deadline_s
+            return Failure.SERVER_HANGS if now - flight.sent > limit_s else None
         work = (load.working_s, load.loading_s)
         if hangs(*work, limits.call_deadline_s, limits.start_timeout_s):
             return Failure.SERVER_HANGS
