@@ -37,7 +37,7 @@ class RenderServerConfig:
     max_batch: int = 8  # pictures a call; larger requests are split
     max_in_flight: int = 2  # unanswered calls a client allows itself per server (back-pressure)
     deadline_s: float = 300.0  # longest silence of all servers before a request fails
-    call_deadline_s: float = 120.0  # of one call's work; a server beyond it hangs and is replaced
+    call_deadline_s: float = 120.0  # of one call, and longer than a start; a server beyond it hangs
     max_attempts: int = 4  # of one call, before a failing server makes the request fail
     start_timeout_s: float = 300.0  # loading a subject and compiling its kernels
 
