@@ -3,6 +3,7 @@
 # make small  the comparison with three seeds and more images
 # make chaos  the fault matrix: what is killed, filled or corrupted, and how long recovery takes
 # make gpu-check  what only a GPU can show: tests, training on 1 and 2 GPUs, bf16, benchmarks
+# make soak   half an hour of rendering while servers are killed (ARGS="--minutes 5")
 # make lint   ruff and mypy
 #
 # PYTHON  interpreter for the virtual environment (3.10 to 3.12)
@@ -18,7 +19,7 @@ BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test test-slow chaos gpu-check lint bench clean
+.PHONY: help setup demo small test test-slow chaos soak gpu-check lint bench clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
@@ -46,6 +47,9 @@ test-slow: setup
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos --timeout=900 $(ARGS)
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 gpu-check: setup
 	$(BIN)/python benchmarks/gpu_check.py

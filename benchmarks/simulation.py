@@ -29,7 +29,8 @@ from scaling import busiest_server
 from posegen_ray.config import RenderServerConfig, RoleResources, RuntimeConfig
 from posegen_ray.runtime.capacity import find_places
 from posegen_ray.runtime.placement import RENDER
-from posegen_ray.runtime.render_pool import RenderPool, ServerSpec, start_servers
+from posegen_ray.runtime.render_pool import RenderPool, start_servers
+from posegen_ray.runtime.replicas import ServerSpec
 from posegen_ray.runtime.session import RaySession
 from posegen_ray.runtime.wire import RequestArrays
 
@@ -56,7 +57,7 @@ def picture(request: RequestArrays) -> Any:
 
 @dataclass(frozen=True)
 class SleepFactory:
-    def __call__(self) -> Any:
+    def __call__(self, subject: str) -> Any:
         return SleepRenderer()
 
 
@@ -91,7 +92,7 @@ def simulate(
         for name, home in zip(names, homes, strict=True)
     ]
     pool = start_servers(specs, "sleep")
-    servers = [server for team in pool._servers for server in team]
+    servers = servers_of(pool)
     at = [where(server) for server in servers]
     assert at == [home.id for home in homes], "a server is elsewhere than planned"
 
@@ -109,7 +110,7 @@ def simulate(
     loser.join()
     print(f"a node with {at.count(lost)} servers lost meanwhile: {paused:.1f} s")
     again = ask(pool, names, REQUESTS + 1)
-    assert lost not in [where(server) for team in pool._servers for server in team]
+    assert lost not in [where(server) for server in servers_of(pool)]
     print(f"afterwards, on {len(handles)} nodes: {1000 * again:.0f} ms; all answers were right")
 
 
@@ -131,6 +132,10 @@ def ask(pool: RenderPool, names: Sequence[str], seed: int) -> float:
     took = time.perf_counter() - start
     np.testing.assert_array_equal(answer, picture(request))
     return took
+
+
+def servers_of(pool: RenderPool) -> list[Any]:
+    return [server for team in pool._teams for server in team.servers.values()]
 
 
 def where(server: Any) -> str:

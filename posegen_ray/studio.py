@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -35,6 +36,7 @@ from posegen_ray.generation.proposal import (
     SourceSampler,
 )
 from posegen_ray.generation.validity import ValidityChecker
+from posegen_ray.meter import CallMeter
 from posegen_ray.motion.splits import MotionSplits, load_splits
 from posegen_ray.records import (
     RenderFn,
@@ -65,6 +67,10 @@ class RenderSource(Protocol):
 
     def render_fn(self) -> RenderFn: ...
 
+    def metrics(self) -> Mapping[str, float]:
+        """How rendering went since the last call, for TensorBoard: `images_per_s`,
+        `latency_p50_ms`, `latency_p99_ms`, and what else the source knows."""
+
 
 class LocalRenderer:
     """Renders in this process; loads the subjects at the first use."""
@@ -73,13 +79,26 @@ class LocalRenderer:
         self._config = config
         self._folders = folders
         self._render: RenderFn | None = None
+        self._meter = CallMeter()
 
     def render_fn(self) -> RenderFn:
         if self._render is None:
             subjects = {name: load_subject(Path(path)) for name, path in self._folders}
             device = self._config.runtime.device
-            self._render = make_renderer(self._config.renderer, subjects, device)
+            self._render = self._timed(make_renderer(self._config.renderer, subjects, device))
         return self._render
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._meter.read()
+
+    def _timed(self, render: RenderFn) -> RenderFn:
+        def timed(request: RenderRequest) -> RenderResult:
+            start = time.monotonic()
+            result = render(request)
+            self._meter.add(len(request), time.monotonic() - start)
+            return result
+
+        return timed
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_render": None}

@@ -250,6 +250,8 @@ class _Run:
         step = len(self.history)
         for name, value in metrics.items():
             self.writer.add_scalar(f"round/{name}", value, step)
+        for name, value in self.plan.renderer.metrics().items():
+            self.writer.add_scalar(f"render/{name}", value, step)
         for name, parameter in self.adversary.generator.named_parameters():
             self.writer.add_histogram(f"generator/{name}", parameter.detach(), step)
         drawer = Drawer(self.config, self.plan.folders, self.plan.renderer)

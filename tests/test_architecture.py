@@ -17,7 +17,7 @@ LAYERS = (
     "asset_list",
     "assets",
     "body records",
-    "context checkpoint checkpoint_store",
+    "context checkpoint checkpoint_store meter",
     "motion datasets",
     "subjects",
     "generation",

@@ -48,7 +48,8 @@ def finished(tmp_path_factory) -> Path:
 def test_run_folder_holds_what_the_readme_promises(finished):
     for name in ("config.yaml", "summary.json", "report.html", "checkpoint", "tensorboard"):
         assert (finished / name).exists(), name
-    assert list((finished / "tensorboard").rglob("events.*"))
+    events = [file.read_bytes() for file in (finished / "tensorboard").rglob("events.*")]
+    assert any(b"render/latency_p99_ms" in written for written in events)
 
 
 def test_summary_has_every_number(finished):

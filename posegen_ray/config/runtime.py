@@ -31,12 +31,21 @@ class RenderServerConfig:
 
     resources: RoleResources = field(default_factory=lambda: RoleResources(0.5, 0.0))
     replicas: int = 1  # servers that hold the same subjects
+    max_replicas: int = 0  # more of them while calls queue, room for which is kept; 0: never more
+    idle_s: float = 60.0  # in which a server beyond `replicas` is not needed, before it ends
     subjects_per_server: int = 1  # 2 or more save memory where there are more subjects than cores
+    loaded_subjects: int = 0  # of them in memory at a time, least recently used out; 0: all
     max_batch: int = 8  # pictures a call; larger requests are split
     max_in_flight: int = 2  # unanswered calls a client allows itself per server (back-pressure)
     deadline_s: float = 300.0  # longest silence of all servers before a request fails
+    call_deadline_s: float = 120.0  # of one call, and longer than a start; a server beyond it hangs
     max_attempts: int = 4  # of one call, before a failing server makes the request fail
     start_timeout_s: float = 300.0  # loading a subject and compiling its kernels
+
+    @property
+    def most_replicas(self) -> int:
+        """How many servers may hold the same subjects."""
+        return max(self.replicas, self.max_replicas)
 
     def __post_init__(self) -> None:
         names = ("replicas", "subjects_per_server", "max_batch", "max_in_flight", "max_attempts")
@@ -46,12 +55,36 @@ class RenderServerConfig:
                 f"runtime.render.{name}={getattr(self, name)} must be at least 1.",
                 f"Set runtime.render.{name} to a positive number.",
             )
-        for name in ("deadline_s", "start_timeout_s"):
+        for name in ("deadline_s", "call_deadline_s", "start_timeout_s", "idle_s"):
             require(
                 getattr(self, name) > 0,
                 f"runtime.render.{name}={getattr(self, name)} must be positive.",
                 "Give it in seconds.",
             )
+        require(
+            self.loaded_subjects >= 0,
+            f"runtime.render.loaded_subjects={self.loaded_subjects} must not be negative.",
+            "Use 0 to keep all of a server's subjects loaded.",
+        )
+        require(
+            self.max_replicas == 0 or self.max_replicas >= self.replicas,
+            f"runtime.render.max_replicas={self.max_replicas} is less than "
+            f"runtime.render.replicas={self.replicas}.",
+            "Use 0 for a fixed number of servers, or a larger bound.",
+        )
+        require(
+            self.max_replicas <= self.replicas or self.max_in_flight >= 2,
+            "runtime.render.max_in_flight=1 lets no call wait at a server, so a lone client's load "
+            "could never ask for more servers.",
+            "Set runtime.render.max_in_flight to 2 or more, or max_replicas to 0.",
+        )
+        require(
+            self.call_deadline_s < self.deadline_s,
+            f"runtime.render.call_deadline_s={self.call_deadline_s:g} is not below "
+            f"runtime.render.deadline_s={self.deadline_s:g}: a request would fail before a server "
+            "that hangs is replaced.",
+            "Lower the first or raise the second.",
+        )
 
 
 @dataclass

@@ -70,6 +70,8 @@ class RayBackend:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._pool is not None:
+            self._pool[1].stop_scaling()  # it must not speak with Ray any more
         self._session.__exit__(kind, error, trace)
 
     def run(
@@ -107,6 +109,7 @@ class RayBackend:
                     config.renderer,
                     threads=config.runtime.threads,
                     nodes=self._server_nodes,
+                    say=self._console.say,
                 )
             self._pool = (folders, pool)
         return self._pool[1]

@@ -6,102 +6,249 @@ Knows nothing about rendering. Calls must be stateless: each may be carried out 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
 from ray import exceptions
 
 from posegen_ray.errors import PosegenError, RenderError
-from posegen_ray.runtime.failure_policy import Decision, Failure, decide
+from posegen_ray.runtime.failure_policy import Decision, Failure, decide, hangs
+from posegen_ray.runtime.watch import Watch
 
 Group = tuple[str, ...]  # the subjects that live together in a server
+_LOOK_S = 1.0  # between two looks at calls that take long
+_LATE_S = 10.0  # after which a call's server is asked what it does
+_IDLE_LOOKS = 3  # in a row at a server that does nothing, after which a call's answer is lost
+
+
+class Team(Protocol):
+    """Interchangeable servers (`Replicas`)."""
+
+    @property
+    def servers(self) -> Mapping[int, Any]:
+        """Actors by number, those that may be given work now."""
+
+    def name(self, number: int) -> str:
+        """For messages."""
+
+    def replace(self, number: int, failed: Any) -> bool:
+        """Puts another in the place of one that failed; False if that was done before."""
+
+    def follow(self) -> None:
+        """Looks for changes."""
+
+
+class Limits(Protocol):
+    """How long, how many and how often (the runtime.render section)."""
+
+    max_in_flight: int
+    deadline_s: float
+    call_deadline_s: float
+    start_timeout_s: float
+    max_attempts: int
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an actor's method on any replica of a group."""
+    """One call of an actor's method on any server of a group."""
 
     group: Group
     method: str
     arguments: tuple[Any, ...]
+    first: int = 0  # of servers that are equally busy, the one with this number is asked
+    sound: Callable[[Any], bool] = lambda _: True  # whether an answer can be right
 
 
 @dataclass
-class Replicas:
-    """The interchangeable servers of a group; `replace` starts a new one in place of number i."""
+class _Flight:
+    call: int
+    number: int
+    server: Any
+    sent: float
+    seen_idle: int = 0
 
-    servers: list[Any]
-    replace: Callable[[int], Any]
-    first: int = 0  # where ties are decided: differs among clients, so that they spread
-    in_flight: list[int] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.in_flight = [0] * len(self.servers)
-
-    def idlest(self, bound: int) -> int | None:
-        """The replica with the fewest unanswered calls, None when all are at the bound."""
-        count = len(self.servers)
-        order = [(self.first + i) % count for i in range(count)]
-        number = min(order, key=lambda i: self.in_flight[i])
-        return number if self.in_flight[number] < bound else None
+Noted = Callable[[Call, float], None]  # a call that was answered, and its seconds
+Replaced = Callable[[str, Failure], None]  # a server's name and why it was replaced
 
 
 def carry_out(
     calls: Sequence[Call],
-    replicas: dict[Group, Replicas],
-    max_in_flight: int,
-    deadline_s: float,
-    max_attempts: int,
+    teams: Mapping[Group, Team],
+    limits: Limits,
+    noted: Noted = lambda call, seconds: None,
+    replaced: Replaced = lambda name, failure: None,
 ) -> list[Any]:
     """Answers of all calls, in their order, whatever the order in which servers answer.
 
     Args:
         calls: what to do.
-        replicas: who can do it.
-        max_in_flight: unanswered calls allowed per server; the rest waits here.
-        deadline_s: longest time without any answer.
-        max_attempts: of a call whose server fails.
+        teams: who can do it.
+        limits: unanswered calls per server (the rest waits here), deadlines, attempts.
+        noted: told of every answer.
+        replaced: told of every server that had to be replaced.
 
     Raises:
         RenderError: nothing answered for `deadline_s`, or a call failed for good.
         PosegenError: what the server itself raised.
     """
-    answers: list[Any] = [None] * len(calls)
-    attempts = [0] * len(calls)
-    waiting = {group: deque[int]() for group in replicas}
-    for index, call in enumerate(calls):
-        waiting[call.group].append(index)
-    flying: dict[Any, tuple[int, int]] = {}  # reference -> call, replica
-    try:
-        while flying or any(waiting.values()):
-            for group, queue in waiting.items():
-                team = replicas[group]
-                while queue and (number := team.idlest(max_in_flight)) is not None:
-                    index = queue.popleft()
-                    method = getattr(team.servers[number], calls[index].method)
-                    flying[method.remote(*calls[index].arguments)] = (index, number)
-                    team.in_flight[number] += 1
-                    attempts[index] += 1
-            ready, _ = ray.wait(list(flying), num_returns=1, timeout=deadline_s)
-            if not ready:
-                raise _silence(calls, flying, waiting, deadline_s)
-            for reference in ready:
-                index, number = flying.pop(reference)
-                team = replicas[calls[index].group]
-                team.in_flight[number] -= 1
-                try:
-                    answers[index] = ray.get(reference, timeout=deadline_s)  # it may have to move
-                except exceptions.RayError as error:
-                    _recover(error, calls[index], attempts[index], max_attempts, team, number)
-                    waiting[calls[index].group].appendleft(index)
-    finally:
-        for reference, (index, number) in flying.items():
-            replicas[calls[index].group].in_flight[number] -= 1
-            ray.cancel(reference, force=False, recursive=False)
-    return answers
+    return _Dispatch(calls, teams, limits, noted, replaced).answers()
+
+
+class _Dispatch:
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        teams: Mapping[Group, Team],
+        limits: Limits,
+        noted: Noted,
+        replaced: Replaced,
+    ) -> None:
+        self._calls, self._teams, self._limits = calls, teams, limits
+        self._noted, self._replaced = noted, replaced
+        self._attempts = [0] * len(calls)
+        self._avoid: dict[int, int] = {}  # call -> the server that failed it
+        self._waiting: dict[Group, deque[int]] = {group: deque() for group in teams}
+        for index, call in enumerate(calls):
+            self._waiting[call.group].append(index)
+        self._flying: dict[Any, _Flight] = {}  # reference -> where it is
+        self._in_flight: Counter[tuple[Group, int]] = Counter()
+        self._watch = Watch()
+        self._starting: set[Any] = set()  # servers in another's place that have not answered yet
+        self._heard = self._looked = time.monotonic()
+
+    def answers(self) -> list[Any]:
+        answers: list[Any] = [None] * len(self._calls)
+        limits = self._limits
+        pause_s = min(_LOOK_S, limits.deadline_s, limits.call_deadline_s)
+        try:
+            while self._flying or any(self._waiting.values()):
+                self._send()
+                ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=pause_s)
+                for reference in ready:
+                    flight = self._land(reference)
+                    try:
+                        answers[flight.call] = self._answer(reference, flight)
+                    except _Failed as failed:
+                        self._recover(flight, failed)
+                if time.monotonic() - self._looked > pause_s:
+                    self._look()
+        finally:
+            for reference in self._flying:
+                ray.cancel(reference, force=False, recursive=False)
+        return answers
+
+    def _send(self) -> None:
+        for group, queue in self._waiting.items():
+            team = self._teams[group]
+            team.follow()
+            servers = team.servers
+            while queue and (number := self._idlest(group, servers, queue[0])) is not None:
+                index = queue.popleft()
+                call = self._calls[index]
+                reference = getattr(servers[number], call.method).remote(*call.arguments)
+                self._flying[reference] = _Flight(index, number, servers[number], time.monotonic())
+                self._in_flight[group, number] += 1
+                self._attempts[index] += 1
+
+    def _idlest(self, group: Group, servers: Mapping[int, Any], index: int) -> int | None:
+        """The server with the fewest of our calls, None when all are at the bound."""
+        numbers = sorted(servers)
+        avoided = self._avoid.get(index)
+        able = [n for n in numbers if n != avoided] or numbers
+        start = self._calls[index].first % len(able)
+        order = able[start:] + able[:start]
+        best = min(order, key=lambda number: self._in_flight[group, number])
+        return best if self._in_flight[group, best] < self._limits.max_in_flight else None
+
+    def _land(self, reference: Any) -> _Flight:
+        flight = self._flying.pop(reference)
+        self._in_flight[self._calls[flight.call].group, flight.number] -= 1
+        return flight
+
+    def _answer(self, reference: Any, flight: _Flight) -> Any:
+        call = self._calls[flight.call]
+        self._heard = time.monotonic()
+        try:
+            answer = ray.get(reference, timeout=self._limits.deadline_s)  # it may have to move
+        except exceptions.RayError as error:
+            raise _Failed(classify(error), error) from error
+        if not call.sound(answer):
+            raise _Failed(Failure.NOT_FINITE)
+        self._starting.discard(flight.server)
+        self._noted(call, time.monotonic() - flight.sent)
+        return answer
+
+    def _recover(self, flight: _Flight, failed: _Failed) -> None:
+        call, attempt = self._calls[flight.call], self._attempts[flight.call]
+        team = self._teams[call.group]
+        decision = decide(failed.failure, attempt, self._limits.max_attempts)
+        if decision is Decision.RAISE:
+            raise_cause(failed.error)
+            raise RenderError(
+                f"{call.method} of subject(s) {', '.join(call.group)} failed after {attempt} "
+                f"attempt(s), the last on server {team.name(flight.number)}: "
+                f"{failed.failure.value}. {_last_line(failed.error)}".strip(),
+                "Ray's logs under its session folder tell more; runtime.render.max_attempts sets "
+                "how often a call is tried.",
+            ) from failed.error
+        if decision is Decision.REPLACE:
+            self._avoid[flight.call] = flight.number
+            if team.replace(flight.number, flight.server):
+                self._replaced(team.name(flight.number), failed.failure)
+                self._starting.add(team.servers.get(flight.number))
+        else:
+            time.sleep(min(0.1 * 2**attempt, 2.0))
+        self._waiting[call.group].appendleft(flight.call)
+
+    def _look(self) -> None:
+        """Asks the servers of calls that take long, and deals with what they say."""
+        self._looked = now = time.monotonic()
+        limits = self._limits
+        if now - self._heard > limits.deadline_s:
+            raise self._silence()
+        late_s = min(_LATE_S, limits.call_deadline_s)
+        known = self._watch.look({f.server for f in self._flying.values() if now - f.sent > late_s})
+        for reference, flight in list(self._flying.items()):
+            if flight.server in known:
+                failure = self._judge(flight, known[flight.server], now)
+                if failure is not None:
+                    self._recover(self._land(reference), _Failed(failure))
+
+    def _judge(self, flight: _Flight, load: Any, now: float) -> Failure | None:
+        """What is wrong with a call, by what its server does (None: it is silent)."""
+        limits = self._limits
+        if load is None:
+            starts = flight.server in self._starting
+            limit_s = limits.start_timeout_s if starts else limits.call_deadline_s
+            return Failure.SERVER_HANGS if now - flight.sent > limit_s else None
+        work = (load.working_s, load.loading_s)
+        if hangs(*work, limits.call_deadline_s, limits.start_timeout_s):
+            return Failure.SERVER_HANGS
+        flight.seen_idle = flight.seen_idle + 1 if load.idle else 0
+        return Failure.OBJECT_LOST if flight.seen_idle == _IDLE_LOOKS else None
+
+    def _silence(self) -> RenderError:
+        calls = self._calls
+        silent = sorted({", ".join(calls[f.call].group) for f in self._flying.values()})
+        left = len(self._flying) + sum(map(len, self._waiting.values()))
+        return RenderError(
+            f"No render server of {'; '.join(silent)} answered within "
+            f"{self._limits.deadline_s:g} s ({left} of {len(calls)} calls open).",
+            "If pictures are large or cores few, raise runtime.render.deadline_s or lower "
+            "runtime.render.max_batch; if a server cannot restart, free CPUs or memory for it.",
+        )
+
+
+class _Failed(Exception):
+    """A call that has no usable answer."""
+
+    def __init__(self, failure: Failure, error: exceptions.RayError | None = None) -> None:
+        super().__init__(failure.value)
+        self.failure, self.error = failure, error
 
 
 def classify(error: exceptions.RayError) -> Failure:
@@ -119,52 +266,13 @@ def classify(error: exceptions.RayError) -> Failure:
     return Failure.SERVER_LOST
 
 
-def raise_cause(error: BaseException) -> None:
+def raise_cause(error: BaseException | None) -> None:
     """Raises the PosegenError that a remote process raised, if that is what happened."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, PosegenError):
         raise cause from error
 
 
-def _recover(
-    error: exceptions.RayError,
-    call: Call,
-    attempt: int,
-    max_attempts: int,
-    team: Replicas,
-    number: int,
-) -> None:
-    failure = classify(error)
-    decision = decide(failure, attempt, max_attempts)
-    if decision is Decision.RAISE:
-        raise_cause(error)
-        raise RenderError(
-            f"{call.method} of subject(s) {', '.join(call.group)} failed after {attempt} "
-            f"attempt(s): {failure.value}. {_last_line(error)}",
-            "Ray's logs under its session folder tell more; runtime.render.max_attempts sets how "
-            "often a call is tried.",
-        ) from error
-    time.sleep(min(0.1 * 2**attempt, 2.0))
-    if decision is Decision.REPLACE:
-        team.servers[number] = team.replace(number)
-
-
-def _silence(
-    calls: Sequence[Call],
-    flying: dict[Any, tuple[int, int]],
-    waiting: dict[Group, deque[int]],
-    deadline_s: float,
-) -> RenderError:
-    silent = sorted({", ".join(calls[index].group) for index, _ in flying.values()})
-    left = len(flying) + sum(map(len, waiting.values()))
-    return RenderError(
-        f"No render server of {'; '.join(silent)} answered within {deadline_s:g} s "
-        f"({left} of {len(calls)} calls open).",
-        "If pictures are large or cores few, raise runtime.render.deadline_s or lower "
-        "runtime.render.max_batch; if a server cannot restart, free CPUs or memory for it.",
-    )
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _last_line(error: BaseException | None) -> str:
+    lines = [line for line in str(error or "").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""

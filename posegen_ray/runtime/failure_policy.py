@@ -10,6 +10,8 @@ class Failure(Enum):
 
     SERVER_LOST = "its server went away and may come back"
     SERVER_DEAD = "its server died for good"
+    SERVER_HANGS = "its server hangs"
+    NOT_FINITE = "its server answered NaN or infinite values"
     OBJECT_LOST = "its data were lost with a node"
     OUT_OF_MEMORY = "its server ran out of memory"
     BAD_REQUEST = "the renderer refused it"
@@ -19,7 +21,7 @@ class Decision(Enum):
     """What the pool does next."""
 
     RETRY = "retry"  # send the same call again, to any replica
-    REPLACE = "replace"  # start a new server in the dead one's place, then retry
+    REPLACE = "replace"  # start a new server in the failed one's place, then retry
     RAISE = "raise"  # give up and tell the user
 
 
@@ -30,6 +32,18 @@ def decide(failure: Failure, attempt: int, max_attempts: int) -> Decision:
     """
     if failure is Failure.BAD_REQUEST or attempt >= max_attempts:
         return Decision.RAISE
-    if failure is Failure.SERVER_DEAD:
+    if failure in (Failure.SERVER_DEAD, Failure.SERVER_HANGS, Failure.NOT_FINITE):
         return Decision.REPLACE
     return Decision.RETRY
+
+
+def hangs(
+    working_s: float, loading_s: float, call_deadline_s: float, start_timeout_s: float
+) -> bool:
+    """Whether a server that answers has been at its present work for too long.
+
+    Args:
+        working_s: since it began the present call, while it is not loading a subject.
+        loading_s: since it began to load the present subject; the first time compiles kernels.
+    """
+    return working_s > call_deadline_s or loading_s > start_timeout_s

@@ -184,7 +184,7 @@ def demand(config: RuntimeConfig, num_subjects: int, training: bool) -> list[Sha
     shares = [Share(JOB, config.job_workers, config.job_resources)]
     if num_subjects:
         groups = math.ceil(num_subjects / config.render.subjects_per_server)
-        shares.append(Share(RENDER, groups * config.render.replicas, config.render.resources))
+        shares.append(Share(RENDER, groups * config.render.most_replicas, config.render.resources))
     if training:
         streams = config.train_workers * config.stream.actors
         shares.append(Share(TRAIN, config.train_workers, config.train_resources))
@@ -310,6 +310,7 @@ def _knobs(config: RuntimeConfig, num_subjects: int) -> Iterator[tuple[str, list
     """
     render, workers = config.render, config.train_workers
     counts = {
+        "render.max_replicas": [0] if render.max_replicas else [],
         "render.replicas": _halves(render.replicas),
         "job_workers": _halves(config.job_workers),
         "stream.actors": _halves(config.stream.actors),

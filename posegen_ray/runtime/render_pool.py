@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +21,13 @@ from torch import Tensor
 from posegen_ray.config import RenderServerConfig
 from posegen_ray.errors import PosegenError, RenderError, ResourceError
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult
-from posegen_ray.runtime.dispatch import Call, Group, Replicas, carry_out, raise_cause
+from posegen_ray.runtime.dispatch import Call, carry_out, raise_cause
 from posegen_ray.runtime.placement import Node, server_groups
-from posegen_ray.runtime.render_server import (
-    ArrayRenderer,
-    RenderServer,
-    ServerHealth,
-    SubjectFactory,
-)
-from posegen_ray.runtime.scheduling import on_node
+from posegen_ray.runtime.render_metrics import PoolMeter
+from posegen_ray.runtime.render_scaling import ReplicaScaling
+from posegen_ray.runtime.render_server import ServerHealth
+from posegen_ray.runtime.replicas import Replicas, ServerSpec
+from posegen_ray.runtime.subject_loader import SubjectLoader, put_subject
 from posegen_ray.runtime.wire import (
     FloatArray,
     RequestArrays,
@@ -45,42 +42,18 @@ from posegen_ray.runtime.wire import (
 if TYPE_CHECKING:
     from posegen_ray.config import RendererConfig
 
-
-@dataclass(frozen=True)
-class ServerSpec:
-    """How to start one server: whom it holds and what makes its renderer."""
-
-    subjects: Group
-    factory: Callable[[], ArrayRenderer]
-    config: RenderServerConfig
-    nodes: tuple[Node, ...] = ()  # of the replicas; where none is named Ray chooses
-
-    def start(self, life: str, replica: int = 0) -> Any:
-        """A server under this name; an existing one of that name is used instead."""
-        resources = self.config.resources
-        options = RenderServer.options(
-            name=life,
-            get_if_exists=True,
-            num_cpus=resources.num_cpus,
-            num_gpus=resources.num_gpus,
-            **on_node(self.nodes, replica),
-        )
-        return options.remote(self.subjects, self.factory)
+_METRICS_S = 2.0  # for servers to say what they did; who is silent is left out
 
 
 class RenderPool:
     """Routes requests to the servers of their subjects, split, bounded and retried."""
 
     def __init__(self, specs: Sequence[ServerSpec], name: str) -> None:
-        self._specs = tuple(specs)
-        self._name = name
         self._config = specs[0].config
-        self._lives = [[0] * self._config.replicas for _ in specs]
+        self._teams = [Replicas(spec, f"{name}/{group}") for group, spec in enumerate(specs)]
         self._home = {s: number for number, spec in enumerate(specs) for s in spec.subjects}
-        self._servers = [
-            [spec.start(self._life(g, r), r) for r in range(self._config.replicas)]
-            for g, spec in enumerate(specs)
-        ]
+        self._meter = PoolMeter()
+        self._scaling: ReplicaScaling | None = None
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -105,10 +78,12 @@ class RenderPool:
         self, request: RequestArrays, keep: bool = False
     ) -> FloatArray:  # [B, H, W, 4]
         """The same without gradients, arrays in and out; `keep` where `vjp_arrays` follows."""
-        pieces = self._split(request)
-        calls = [(group, "render", (request.rows(rows), keep)) for group, rows in pieces]
         image = np.empty((len(request), request.height, request.width, 4), np.float32)
-        for (_, rows), part in zip(pieces, self._carry_out(calls), strict=True):
+
+        def sound(answer: FloatArray) -> bool:
+            return bool(np.isfinite(answer).all()) or not request.finite()
+
+        for rows, part in self._each(request, "render", lambda rows: keep, sound):
             image[rows] = part
         return image
 
@@ -117,10 +92,12 @@ class RenderPool:
 
         A server that has not kept the picture (another replica, a new process) renders it again.
         """
-        pieces = self._split(request)
-        calls = [(group, "vjp", (request.rows(rows), gradient[rows])) for group, rows in pieces]
         whole = [np.empty_like(part) for part in request.parts()]
-        for (_, rows), part in zip(pieces, self._carry_out(calls), strict=True):
+
+        def sound(answer: RequestArrays) -> bool:
+            return answer.finite() or not (request.finite() and np.isfinite(gradient).all())
+
+        for rows, part in self._each(request, "vjp", lambda rows: gradient[rows], sound):
             for values, new in zip(whole, part.parts(), strict=True):
                 values[rows] = new
         return from_parts(request.subjects, whole, request.size)
@@ -130,11 +107,96 @@ class RenderPool:
 
         Raises:
             RenderError: a server is silent or dead.
-            PosegenError: what kept a server from starting.
         """
-        calls = [server.health.remote() for team in self._servers for server in team]
+        return self._ask_all("health", timeout_s)
+
+    def prepare(self, timeout_s: float) -> None:
+        """Waits until every server has loaded its subjects.
+
+        Raises:
+            RenderError: a server is silent or dead.
+            PosegenError: what kept a subject from loading.
+        """
+        self._ask_all("prepare", timeout_s)
+
+    def metrics(self) -> dict[str, float]:
+        """What happened since the last call, for TensorBoard: see `PoolMeter`."""
+        asked = {t.name(n): s.health.remote() for t in self._teams for n, s in t.servers.items()}
+        ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_METRICS_S)
+        here, healths = set(ready), {}
+        for name, reference in asked.items():
+            if reference in here:
+                try:
+                    healths[name] = ray.get(reference, timeout=_METRICS_S)
+                except exceptions.RayError:
+                    continue  # who is dead is found out by those who need it
+        return self._meter.read(healths)
+
+    def scale(self, say: Callable[[str], None]) -> None:
+        """Lets the number of servers follow the load, from this process; see `ReplicaScaling`."""
+        self._scaling = ReplicaScaling(self._teams, say)
+        self._scaling.start()
+
+    def stop_scaling(self) -> None:
+        """The servers stay as many as they are."""
+        if self._scaling is not None:
+            self._scaling.stop()
+            self._scaling = None
+
+    def close(self) -> None:
+        """Stops the servers (a joined cluster outlives us)."""
+        self.stop_scaling()
+        for server in (server for team in self._teams for server in team.servers.values()):
+            ray.kill(server)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_meter": PoolMeter(), "_scaling": None}
+
+    def _each(
+        self,
+        request: RequestArrays,
+        method: str,
+        rest: Callable[[list[int]], Any],
+        sound: Callable[[Any], bool],
+    ) -> Iterator[tuple[list[int], Any]]:
+        """Rows and answer of each call that the request is cut into; `rest` is a call's argument
+        beside its part of the request."""
+        missing = sorted(set(request.subjects) - set(self._home))
+        if missing:
+            raise RenderError(
+                f"No render server holds subject(s) {', '.join(missing)}.",
+                f"The pool has {', '.join(self._home)}.",
+            )
+        pieces = split(request.subjects, self._home, self._config.max_batch)
+        calls = [
+            Call(
+                self._teams[home].group,
+                method,
+                (request.rows(rows), rest(rows)),
+                self._preferred(request.subjects[rows[0]], number),
+                sound,
+            )
+            for number, (home, rows) in enumerate(pieces)
+        ]
+        teams = {team.group: team for team in (self._teams[home] for home, _ in pieces)}
+        answers = carry_out(calls, teams, self._config, self._meter.noted, self._meter.replaced)
+        return zip((rows for _, rows in pieces), answers, strict=True)
+
+    def _preferred(self, subject: str, number: int) -> int:
+        """Which of equally busy servers gets the call of this number of a request.
+
+        Where they cannot hold all subjects: for all clients the same, which has it loaded. Else
+        clients spread. Either way a gradient meets the server that has kept its picture.
+        """
+        group = self._teams[self._home[subject]].group
+        if 0 < self._config.loaded_subjects < len(group):
+            return group.index(subject)
+        return os.getpid() + number
+
+    def _ask_all(self, method: str, timeout_s: float) -> list[Any]:
+        servers = [server for team in self._teams for server in team.servers.values()]
         try:
-            return ray.get(calls, timeout=timeout_s)
+            return ray.get([getattr(s, method).remote() for s in servers], timeout=timeout_s)
         except exceptions.GetTimeoutError as error:
             raise RenderError(
                 f"A render server of {', '.join(self.subjects)} did not answer within "
@@ -150,41 +212,6 @@ class RenderPool:
                 "Its traceback is in Ray's logs; `posegen fit` again if the subject is broken.",
             ) from error
 
-    def close(self) -> None:
-        """Stops the servers (a joined cluster outlives us)."""
-        for server in (server for team in self._servers for server in team):
-            ray.kill(server)
-
-    def _split(self, request: RequestArrays) -> list[tuple[int, list[int]]]:
-        missing = sorted(set(request.subjects) - set(self._home))
-        if missing:
-            raise RenderError(
-                f"No render server holds subject(s) {', '.join(missing)}.",
-                f"The pool has {', '.join(self._home)}.",
-            )
-        return split(request.subjects, self._home, self._config.max_batch)
-
-    def _carry_out(self, calls: list[tuple[int, str, tuple[Any, ...]]]) -> list[Any]:
-        config = self._config
-        used = sorted({number for number, _, _ in calls})
-        teams = {
-            self._specs[g].subjects: Replicas(self._servers[g], self._replacer(g), os.getpid())
-            for g in used
-        }
-        work = [Call(self._specs[g].subjects, method, rest) for g, method, rest in calls]
-        limits = (config.max_in_flight, config.deadline_s, config.max_attempts)
-        return carry_out(work, teams, *limits)
-
-    def _replacer(self, group: int) -> Callable[[int], Any]:
-        def replace(replica: int) -> Any:
-            self._lives[group][replica] += 1  # all clients count alike, so they meet the same one
-            return self._specs[group].start(self._life(group, replica), replica)
-
-        return replace
-
-    def _life(self, group: int, replica: int) -> str:
-        return f"{self._name}/{group}/{replica}/{self._lives[group][replica]}"
-
 
 def start_pool(
     config: RenderServerConfig,
@@ -193,8 +220,9 @@ def start_pool(
     name: str = "render",
     threads: int = 1,
     nodes: Sequence[Node] = (),
+    say: Callable[[str], None] = print,
 ) -> RenderPool:
-    """Starts the servers of these subjects and waits until all have loaded.
+    """Puts these subjects into the object store, starts their servers, waits until they are loaded.
 
     Args:
         config: the runtime.render section.
@@ -203,30 +231,35 @@ def start_pool(
         name: begins the servers' names in the cluster.
         threads: numeric threads in a server.
         nodes: where the servers go, a group's replicas one after the other; see `placement`.
+        say: told what scaling does.
 
     Raises:
         SubjectError: a subject is missing or broken.
         ResourceError: the servers found no place within config.start_timeout_s.
     """
     device = "cuda" if config.resources.num_gpus > 0 else "cpu"
+    stored = {subject: put_subject(folder) for subject, folder in folders.items()}
+    most = config.most_replicas
     specs = [
         ServerSpec(
             group,
-            SubjectFactory({s: str(folders[s]) for s in group}, renderer, device, threads),
+            SubjectLoader({s: stored[s] for s in group}, renderer, device, threads),
             config,
-            tuple(nodes[number * config.replicas : (number + 1) * config.replicas]),
+            tuple(nodes[number * most : (number + 1) * most]),
         )
         for number, group in enumerate(server_groups(list(folders), config.subjects_per_server))
     ]
-    return start_servers(specs, name)
+    return start_servers(specs, name, say)
 
 
-def start_servers(specs: Sequence[ServerSpec], name: str) -> RenderPool:
+def start_servers(
+    specs: Sequence[ServerSpec], name: str, say: Callable[[str], None] = print
+) -> RenderPool:
     """Starts servers of any kind (see `start_pool`) and waits until all have loaded."""
     pool = RenderPool(specs, f"{name}-{uuid.uuid4().hex[:8]}")  # never an earlier pool's servers
-    timeout_s = specs[0].config.start_timeout_s
+    config = specs[0].config
     try:
-        pool.health(timeout_s)
+        pool.prepare(config.start_timeout_s)
     except RenderError as error:
         pool.close()
         free = ray.available_resources()
@@ -238,6 +271,8 @@ def start_servers(specs: Sequence[ServerSpec], name: str) -> RenderPool:
     except PosegenError:
         pool.close()
         raise
+    if config.most_replicas > config.replicas:
+        pool.scale(say)
     return pool
 
 

@@ -1,36 +1,58 @@
-"""A Ray actor around a renderer: numpy in, numpy out, no state that a call changes.
+"""A Ray actor around renderers: numpy in, numpy out, no state that changes an answer.
 
-Keeps its imports light: torch and the renderer are loaded by the factory, inside the actor.
+Keeps its imports light: torch and the renderers are loaded by the loader, inside the actor.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
-from posegen_ray.errors import PosegenError
+from posegen_ray.runtime.render_metrics import ServerMetrics
+from posegen_ray.runtime.subject_cache import SubjectCache
+from posegen_ray.runtime.work_queue import WorkQueue
 
 if TYPE_CHECKING:
-    from posegen_ray.config import RendererConfig
     from posegen_ray.runtime.wire import FloatArray, RequestArrays
 
 
 class ArrayRenderer(Protocol):
-    """What a server hosts. Both methods' answers are pure functions of their arguments."""
+    """One subject, ready to be drawn. Both methods' answers depend on their arguments alone."""
 
     def render_arrays(
         self, request: RequestArrays, keep: bool = False
     ) -> FloatArray:  # [B, H, W, 4]
-        """Pictures of one subject; `keep` says that their gradients will be asked for."""
+        """Pictures; `keep` says that their gradients will be asked for."""
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
         """Gradients of sum(gradient * picture) to the request; renders again where need be."""
+
+
+Load = Callable[[str], ArrayRenderer]  # makes a subject's renderer; picklable
+
+
+@dataclass(frozen=True)
+class ServerLoad:
+    """What a server has done and is doing. Totals count from the start of its process."""
+
+    process_id: int
+    waiting: int  # calls that wait for their turn now, as far as they have reached the server
+    working_s: float  # the present call has taken so long, while no subject is being loaded
+    loading_s: float  # the subject being loaded has taken so long
+    busy_s: float  # total time in which a call was at work
+    waited_s: float  # total time for which calls waited for their turn
+    pictures: int  # rendered
+
+    @property
+    def idle(self) -> bool:
+        """Whether it does nothing now."""
+        return not (self.waiting or self.working_s or self.loading_s)
 
 
 @dataclass(frozen=True)
@@ -38,73 +60,99 @@ class ServerHealth:
     """A server's answer to "how are you?"; it comes at once, also while it renders."""
 
     subjects: tuple[str, ...]
-    process_id: int
-    start_s: float  # loading the renderer took this long
-    renders: int  # calls answered since the process started
+    load: ServerLoad
+    renders: int  # calls answered
     gradients: int
+    loaded: tuple[str, ...]  # subjects in memory, the least recently used first
+    loads: int  # of subjects
+    evictions: int
+    load_s: float  # total time of loading subjects
     memory_mb: float  # proportional share of memory, as the kernel counts it
-    busy: bool
 
 
-_GROUPS = {"render": 1, "control": 1}  # one thread each: health answers while a render runs
+# calls wait for their turn inside the server, where they are counted; health answers meanwhile
+_GROUPS = {"render": 32, "control": 1}
 
 
 @ray.remote(max_restarts=-1, max_task_retries=-1, concurrency_groups=_GROUPS)  # type: ignore[call-overload]
 class RenderServer:
-    """Hosts the renderer that `factory` makes.
+    """Renders a group of subjects, one call at a time; each call is about one subject.
 
-    A factory's own error (missing subject, wrong body) is kept and told to whoever calls, since Ray
-    would report it as a dead actor only.
+    Starts at once and loads subjects when they are wanted, so that it can always say what it does.
+    What keeps a subject from loading is told to whoever calls.
     """
 
-    def __init__(self, subjects: tuple[str, ...], factory: Callable[[], ArrayRenderer]) -> None:
-        started = time.monotonic()
-        self._subjects, self._renders, self._gradients, self._busy = subjects, 0, 0, False
-        self._failure: PosegenError | None = None
-        try:
-            self._renderer = factory()
-        except PosegenError as failure:
-            self._failure = failure
-        self._start_s = time.monotonic() - started
+    def __init__(self, name: str, subjects: tuple[str, ...], load: Load, limit: int) -> None:
+        self._subjects, self._limit = subjects, limit or len(subjects)
+        self._cache = SubjectCache(load, self._limit)
+        self._queue = WorkQueue()
+        self._metrics = ServerMetrics(name)
+        self._renders, self._gradients, self._pictures = 0, 0, 0
+        self._colleagues: Mapping[int, Any] = {}
+
+    @ray.method(concurrency_group="render")
+    def prepare(self) -> None:
+        """Loads as many subjects as are kept."""
+        for subject in self._subjects[: self._limit]:
+            self._queue.run(lambda subject=subject: self._cache.get(subject))
 
     @ray.method(concurrency_group="render")
     def render(self, request: RequestArrays, keep: bool = False) -> FloatArray:
-        with self._working():
-            image = self._renderer.render_arrays(request, keep)
+        image = self._answer("render", request, keep)
         self._renders += 1
+        self._pictures += len(request)
         return image
 
     @ray.method(concurrency_group="render")
     def vjp(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
-        with self._working():
-            gradients = self._renderer.vjp_arrays(request, gradient)
+        gradients = self._answer("vjp", request, gradient)
         self._gradients += 1
         return gradients
 
     @ray.method(concurrency_group="control")
+    def load(self) -> ServerLoad:
+        """Costs nothing."""
+        return self._load()
+
+    def _load(self) -> ServerLoad:
+        loading_s = self._cache.loading_s
+        working_s = 0.0 if loading_s else self._queue.present_s
+        now = (os.getpid(), self._queue.waiting, working_s, loading_s)
+        return ServerLoad(*now, *self._queue.totals(), self._pictures)
+
+    @ray.method(concurrency_group="control")
     def health(self) -> ServerHealth:
-        self._check()
-        counts = (self._start_s, self._renders, self._gradients)
-        return ServerHealth(self._subjects, os.getpid(), *counts, memory_mb(), self._busy)
+        cache = self._cache
+        return ServerHealth(
+            self._subjects,
+            self._load(),
+            self._renders,
+            self._gradients,
+            cache.loaded,
+            cache.loads,
+            cache.evictions,
+            cache.load_s,
+            memory_mb(),
+        )
 
-    def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+    @ray.method(concurrency_group="control")
+    def colleagues(self, now: Mapping[int, Any] | None = None) -> Mapping[int, Any]:
+        """The additional replicas of its group: what was said last (see `ReplicaScaling`)."""
+        if now is not None:
+            self._colleagues = now
+        return self._colleagues
 
-    def _working(self) -> _Busy:
-        self._check()
-        return _Busy(self)
+    def _answer(self, method: str, request: RequestArrays, rest: Any) -> Any:
+        came = time.monotonic()
 
+        def work() -> Any:
+            renderer = self._cache.get(request.subjects[0])
+            return getattr(renderer, f"{method}_arrays")(request, rest)
 
-class _Busy:
-    def __init__(self, server: Any) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        self._server._busy = True
-
-    def __exit__(self, *_: object) -> None:
-        self._server._busy = False
+        answer = self._queue.run(work)
+        self._metrics.answered(method, len(request), time.monotonic() - came, self._queue.waiting)
+        self._metrics.subjects(self._cache)
+        return answer
 
 
 def memory_mb(process: str = "self") -> float:
@@ -114,24 +162,3 @@ def memory_mb(process: str = "self") -> float:
     except OSError:
         return 0.0
     return sum(float(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-
-
-@dataclass(frozen=True)
-class SubjectFactory:
-    """Loads subjects from their folders and makes their renderer; picklable."""
-
-    folders: dict[str, str]  # subject -> folder
-    config: RendererConfig
-    device: str = "cpu"
-    threads: int = 1
-
-    def __call__(self) -> ArrayRenderer:
-        import torch
-
-        from posegen_ray.runtime.wire import TensorRenderer
-        from posegen_ray.subjects.render import make_renderer
-        from posegen_ray.subjects.store import load_subject
-
-        torch.set_num_threads(self.threads)
-        subjects = {name: load_subject(Path(folder)) for name, folder in self.folders.items()}
-        return TensorRenderer(make_renderer(self.config, subjects, self.device), self.device)

@@ -12,7 +12,7 @@ import math
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,7 +82,8 @@ class ServedTrial:
         runtime = self.config.runtime
         torch.set_num_threads(runtime.threads)
         paths = {name: Path(folder) for name, folder in self.folders}
-        pool = start_pool(runtime.render, paths, self.config.renderer, threads=runtime.threads)
+        servers = replace(runtime.render, max_replicas=0)  # no more than its group has room for
+        pool = start_pool(servers, paths, self.config.renderer, threads=runtime.threads)
         try:
             return self.work.run(name, point, pool, context)
         finally:

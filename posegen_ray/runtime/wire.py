@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ FloatArray = NDArray[np.float32]
 # a step's calls to one server, of some train workers; about 5 MB a picture, so 320 MB at the most
 # (8 calls of runtime.render.max_batch = 8 pictures)
 _CALLS_KEPT = 8
+# digest of a request -> its tensors and its pictures with their history
+Kept: TypeAlias = OrderedDict[bytes, tuple[list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class RequestArrays:
     def parts(self) -> list[FloatArray]:
         """The differentiable parts: bones, rotation, translation, focal, principal."""
         return [self.bones, self.rotation, self.translation, self.focal, self.principal]
+
+    def finite(self) -> bool:
+        """Whether no number is NaN or infinite."""
+        return all(bool(np.isfinite(part).all()) for part in self.parts())
 
     def digest(self) -> bytes:
         """Equal for equal requests only."""
@@ -109,11 +116,16 @@ class TensorRenderer:
     Its answers are pure functions of their arguments. The latest calls of `render_arrays` that
     asked for it are remembered with their gradient history, so that `vjp_arrays` for the same
     request need not render again; whatever is forgotten (or was asked of another server) is.
+
+    Args:
+        render: what draws.
+        device: where it draws.
+        kept: the remembered calls, where several renderers of a process share their number.
     """
 
-    def __init__(self, render: RenderFn, device: str = "cpu") -> None:
+    def __init__(self, render: RenderFn, device: str = "cpu", kept: Kept | None = None) -> None:
         self._render, self._device = render, device
-        self._kept: OrderedDict[bytes, tuple[list[Tensor], Tensor]] = OrderedDict()
+        self._kept: Kept = OrderedDict() if kept is None else kept
 
     def render_arrays(
         self, request: RequestArrays, keep: bool = False

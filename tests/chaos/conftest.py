@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # before Ray is imported: loopback only
+sys.path.insert(1, str(Path(__file__).parents[1] / "runtime"))  # for `import runtime_fakes`
 
 import pytest
 

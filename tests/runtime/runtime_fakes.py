@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.errors import SubjectError
-from posegen_ray.records import RenderRequest, RenderResult
+from posegen_ray.records import RenderFn, RenderRequest, RenderResult
 from posegen_ray.runtime.wire import TensorRenderer
 from posegen_ray.seeding import torch_stream
 
@@ -37,6 +37,23 @@ def with_gradients(request: RenderRequest) -> tuple[RenderRequest, list[torch.Te
     leaves = [t.clone().requires_grad_() for t in request_tensors(request)]
     size = (request.camera.height, request.camera.width)
     return request_from_tensors(request.subjects, leaves, size), leaves
+
+
+def gradients(
+    render: RenderFn, request: RenderRequest
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """The pictures, and the gradients of a weighted sum of them to all of the request."""
+    again, leaves = with_gradients(request)
+    image = render(again).rgba
+    weight = torch.linspace(-1, 1, image.numel()).reshape(image.shape)
+    return image.detach(), torch.autograd.grad((image * weight).sum(), leaves)
+
+
+def assert_same(found, wanted) -> None:
+    """Two answers of `gradients` agree bit by bit."""
+    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=0)
+    for one, other in zip(found[1], wanted[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 class _Work(torch.autograd.Function):
@@ -85,14 +102,57 @@ class SineFactory:
     def __init__(self, folder: Path, pause_s: float = 0.0) -> None:
         self.folder, self.pause_s = folder, pause_s
 
-    def __call__(self) -> TensorRenderer:
+    def __call__(self, subject: str) -> TensorRenderer:
         torch.set_num_threads(1)
         return TensorRenderer(SineRenderer(self.folder, self.pause_s))
 
 
+@dataclass(frozen=True)
+class FaultyFactory:
+    """Its renderer has the fault that a file of the folder names: hang, nan or nan_gradient."""
+
+    folder: Path
+    pause_s: float = 0.0
+
+    def __call__(self, subject: str) -> FaultyRenderer:
+        return FaultyRenderer(self.folder, SineFactory(self.folder, self.pause_s)(subject))
+
+
+class FaultyRenderer:
+    def __init__(self, folder: Path, sound: TensorRenderer) -> None:
+        self._folder, self._sound = folder, sound
+
+    def render_arrays(self, request, keep=False):
+        self._hang()
+        image = self._sound.render_arrays(request, keep)
+        if self._has("nan"):
+            image = image.copy()
+            image[-1, 0, 0, 1] = float("nan")
+        return image
+
+    def vjp_arrays(self, request, gradient):
+        self._hang()
+        gradients = self._sound.vjp_arrays(request, gradient)
+        if self._has("nan_gradient"):
+            gradients = replace(gradients, focal=gradients.focal / 0)
+        return gradients
+
+    def _hang(self) -> None:
+        if self._has("hang"):
+            time.sleep(3600)
+
+    def _has(self, fault: str) -> bool:
+        """Whether the fault is wanted; then once only, unless it is named `always_...`."""
+        try:
+            (self._folder / fault).unlink()
+        except FileNotFoundError:
+            return (self._folder / f"always_{fault}").exists()
+        return True
+
+
 class BrokenFactory:
-    def __call__(self) -> TensorRenderer:
-        raise SubjectError("Subject 'ghost' has no folder.", "Run posegen fit.")
+    def __call__(self, subject: str) -> TensorRenderer:
+        raise SubjectError(f"Subject {subject!r} has no folder.", "Run posegen fit.")
 
 
 def wait_until_working(folder: Path, calls: int, timeout_s: float = 20.0) -> None:

@@ -1,13 +1,76 @@
+import time
+
+import pytest
 import ray
 from runtime_fakes import CountingActor
 
-from posegen_ray.runtime.dispatch import Call, Replicas, carry_out
+from posegen_ray.config import RenderServerConfig
+from posegen_ray.runtime import dispatch
+from posegen_ray.runtime.dispatch import Call, carry_out
+from posegen_ray.runtime.render_server import ServerLoad
+
+
+class Alone:
+    """A team of one that never changes."""
+
+    def __init__(self, actor):
+        self.servers = {0: actor}
+
+    def name(self, number):
+        return "alone"
+
+    def replace(self, number, failed):
+        raise AssertionError("nothing failed")
+
+    def follow(self):
+        pass
 
 
 def test_unanswered_calls_stay_below_the_bound_and_answers_keep_their_order(ray_session):
     actor = ray.remote(CountingActor).options(num_cpus=0.1, max_concurrency=16).remote()
     ray.get(actor.peak.remote())
     calls = [Call(("ada",), "work", (number,)) for number in range(12)]
-    answers = carry_out(calls, {("ada",): Replicas([actor], lambda i: actor)}, 2, 30, 2)
+    answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig(max_in_flight=2))
     assert answers == list(range(12))
     assert ray.get(actor.peak.remote()) == 2
+
+
+class ForgetfulActor:
+    """Never answers its first call, and has nothing to do all the same."""
+
+    def __init__(self):
+        self._calls = 0
+
+    def work(self, number):
+        self._calls += 1
+        if self._calls == 1:
+            time.sleep(3600)
+        return number
+
+    def load(self):
+        return ServerLoad(0, 0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+def test_call_whose_answer_is_lost_is_repeated(ray_session, monkeypatch):
+    monkeypatch.setattr(dispatch, "_LATE_S", 0.3)
+    monkeypatch.setattr(dispatch, "_LOOK_S", 0.1)
+    actor = ray.remote(ForgetfulActor).options(num_cpus=0.1, max_concurrency=4).remote()
+    calls = [Call(("ada",), "work", (number,)) for number in range(3)]
+    assert carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig()) == [0, 1, 2]
+    ray.kill(actor)
+
+
+@pytest.mark.parametrize(("count", "first", "wanted"), [(3, 0, 0), (3, 4, 1), (1, 7, 0)])
+def test_of_equally_busy_servers_the_preferred_one_is_asked(ray_session, count, first, wanted):
+    class Server:
+        def __init__(self, number):
+            self.work = self
+            self.number = number
+
+        def remote(self):
+            return ray.put(self.number)
+
+    team = Alone(None)
+    team.servers = {number: Server(number) for number in range(count)}
+    call = Call(("ada",), "work", (), first)
+    assert carry_out([call], {("ada",): team}, RenderServerConfig()) == [wanted]

@@ -15,7 +15,7 @@ from posegen_ray.config import (
     StreamConfig,
 )
 from posegen_ray.errors import ConfigError, ResourceError
-from posegen_ray.runtime.failure_policy import Decision, Failure, decide
+from posegen_ray.runtime.failure_policy import Decision, Failure, decide, hangs
 from posegen_ray.runtime.placement import (
     RENDER,
     STREAM,
@@ -91,6 +91,13 @@ def test_jobs_alone_need_no_servers():
     assert [share.role for share in result.shares] == ["job worker"]
 
 
+def test_room_is_kept_for_servers_that_may_come():
+    settings = config(replicas=1)
+    settings = replace(settings, render=replace(settings.render, max_replicas=3))
+    result = plan(settings, [Node("here", 8)], num_subjects=2)
+    assert len(result.nodes_of(RENDER)) == 6
+
+
 def test_subjects_share_servers():
     assert server_groups(["a", "b", "c"], 2) == [("a", "b"), ("c",)]
     shares = {share.role: share for share in demand(config(per_server=3), 4, True)}
@@ -154,6 +161,11 @@ class Refusal:
 GPU_SERVER = RoleResources(0.25, 0.6)
 REFUSALS = {
     "too few slots": Refusal(config(num_cpus=2), None, "needs 5.75 logical CPUs, 2 are free"),
+    "room for servers that may come": Refusal(
+        replace(config(num_cpus=6), render=RenderServerConfig(HALF, max_replicas=4)),
+        None,
+        "needs 9.75 logical CPUs, 6 are free",
+    ),
     "a train worker larger than the machine": Refusal(
         config(num_cpus=6, train=RoleResources(8)), None, "needs 12.75 logical CPUs, 6 are free"
     ),
@@ -285,6 +297,11 @@ def test_preset_fits_the_machines_that_it_is_meant_for(name):
         (lambda: RuntimeConfig(name="spark"), "'spark' is not a runtime"),
         (lambda: RuntimeConfig(scale_up_s=-1), "scale_up_s=-1 is too small"),
         (lambda: RenderServerConfig(max_batch=0), "max_batch=0 must be at least 1"),
+        (lambda: RenderServerConfig(idle_s=0), "idle_s=0 must be positive"),
+        (lambda: RenderServerConfig(loaded_subjects=-1), "loaded_subjects=-1 must not be"),
+        (lambda: RenderServerConfig(replicas=3, max_replicas=2), "max_replicas=2 is less than"),
+        (lambda: RenderServerConfig(max_replicas=2, max_in_flight=1), "lets no call wait"),
+        (lambda: RenderServerConfig(deadline_s=60), "call_deadline_s=120 is not below"),
         (lambda: StreamConfig(deadline_s=0), "stream.deadline_s=0 must be positive"),
     ],
 )
@@ -298,6 +315,9 @@ def test_impossible_settings_are_refused(make, message):
     [
         (Failure.SERVER_LOST, 1, Decision.RETRY),
         (Failure.SERVER_DEAD, 1, Decision.REPLACE),
+        (Failure.SERVER_HANGS, 1, Decision.REPLACE),
+        (Failure.NOT_FINITE, 3, Decision.REPLACE),
+        (Failure.NOT_FINITE, 4, Decision.RAISE),
         (Failure.OUT_OF_MEMORY, 3, Decision.RETRY),
         (Failure.SERVER_DEAD, 4, Decision.RAISE),
         (Failure.BAD_REQUEST, 1, Decision.RAISE),
@@ -305,3 +325,11 @@ def test_impossible_settings_are_refused(make, message):
 )
 def test_failure_policy(failure, attempt, decision):
     assert decide(failure, attempt, max_attempts=4) is decision
+
+
+@pytest.mark.parametrize(
+    ("working_s", "loading_s", "hanging"),
+    [(0, 0, False), (9, 0, False), (11, 0, True), (0, 11, False), (0, 101, True)],
+)
+def test_a_server_hangs_that_is_at_it_for_too_long(working_s, loading_s, hanging):
+    assert hangs(working_s, loading_s, call_deadline_s=10, start_timeout_s=100) is hanging

@@ -1,8 +1,8 @@
-import os
 import pickle
-import signal
 import threading
 import time
+from dataclasses import replace
+from urllib.request import urlopen
 
 import pytest
 import ray
@@ -11,6 +11,8 @@ from runtime_fakes import (
     BrokenFactory,
     SineFactory,
     SineRenderer,
+    assert_same,
+    gradients,
     random_request,
     wait_until_working,
     with_gradients,
@@ -18,10 +20,15 @@ from runtime_fakes import (
 
 from posegen_ray.config import RenderServerConfig, RoleResources
 from posegen_ray.errors import RenderError, ResourceError, SubjectError
-from posegen_ray.runtime.render_pool import RenderPool, ServerSpec, start_servers
+from posegen_ray.runtime.render_pool import RenderPool, start_servers
+from posegen_ray.runtime.replicas import ServerSpec
 
 CONFIG = RenderServerConfig(
-    resources=RoleResources(0.25), max_batch=3, start_timeout_s=60, deadline_s=60
+    resources=RoleResources(0.25),
+    max_batch=3,
+    start_timeout_s=60,
+    deadline_s=60,
+    call_deadline_s=30,
 )
 MIXED = ("ada", "ben", "ada", "ada", "ben", "ada", "ada", "cy")
 
@@ -47,31 +54,9 @@ def slow_pool(ray_session, folder):
     pool.close()
 
 
-def local_gradients(folder, request):
-    again, leaves = with_gradients(request)
-    image = SineRenderer(folder)(again).rgba
-    return image, torch.autograd.grad((image * weight_of(image)).sum(), leaves)
-
-
-def served_gradients(pool, request):
-    again, leaves = with_gradients(request)
-    image = pool.render(again).rgba
-    return image, torch.autograd.grad((image * weight_of(image)).sum(), leaves)
-
-
-def weight_of(image):
-    return torch.linspace(-1, 1, image.numel()).reshape(image.shape)
-
-
-def assert_same(found, wanted):
-    torch.testing.assert_close(found[0], wanted[0], rtol=0, atol=0)
-    for one, other in zip(found[1], wanted[1], strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
 def test_served_pictures_and_gradients_are_the_local_ones_in_request_order(pool, folder):
     request = random_request(MIXED)
-    assert_same(served_gradients(pool, request), local_gradients(folder, request))
+    assert_same(gradients(pool.render, request), gradients(SineRenderer(folder), request))
 
 
 def test_gradients_agree_with_finite_differences(pool):
@@ -126,33 +111,55 @@ def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folde
         pool.close()
 
 
-def kill(pool):
-    os.kill(pool.health()[0].process_id, signal.SIGKILL)
+def test_more_subjects_than_fit_are_loaded_on_demand_where_they_are_wanted(ray_session, folder):
+    config = replace(CONFIG, replicas=2, loaded_subjects=1)
+    pool = start_servers([ServerSpec(("ada", "ben", "cy"), SineFactory(folder), config)], "many")
+    try:
+        request = random_request(MIXED)
+        assert_same(gradients(pool.render, request), gradients(SineRenderer(folder), request))
+        for name in ("ada", "ben"):
+            pool.render(random_request((name,)))
+        pool.metrics()
+        for name in ("ada", "ben") * 3:  # each from the server that has it
+            pool.render(random_request((name,)))
+        assert pool.metrics()["subject_loads"] == 0
+        healths = pool.health()
+        assert [health.loaded for health in healths] == [("ada",), ("ben",)]
+        assert all(health.loads - health.evictions == 1 for health in healths)
+        assert all(health.load_s > 0 for health in healths)
+    finally:
+        pool.close()
 
 
-def test_server_killed_while_idle_is_not_noticed(slow_pool, folder):
-    request = random_request(("ada",))
-    kill(slow_pool)
-    assert_same(served_gradients(slow_pool, request), local_gradients(folder, request))
+def test_metrics_say_what_happened_since_the_last_time(pool):
+    pool.metrics()
+    pool.render(random_request(MIXED))
+    found = pool.metrics()
+    assert found["images_per_s"] > 0
+    assert 0 < found["latency_p50_ms"] <= found["latency_p99_ms"] < 10_000
+    assert found["calls_in_work"] > 0
+    assert (found["servers"], found["servers_restarted"], found["servers_replaced"]) == (2, 0, 0)
+    assert found["server_memory_mb"] > 10
+    assert pool.metrics()["images_per_s"] == 0
 
 
-@pytest.mark.parametrize("call", ["render", "vjp"])
-def test_server_killed_at_work_is_not_noticed(slow_pool, folder, call):
-    request = random_request(("ada",) * 4, seed=1)  # two calls
-    before = len(list(folder.glob("working_*")))
-    calls = before + (1 if call == "render" else 3)
-
-    def kill_when_working():
-        wait_until_working(folder, calls)
-        time.sleep(0.1)
-        kill(slow_pool)
-
-    killer = threading.Thread(target=kill_when_working)
-    killer.start()
-    served = served_gradients(slow_pool, request)
-    killer.join()
-    assert len(list(folder.glob("working_*"))) > before + 4, "the killed call was not repeated"
-    assert_same(served, local_gradients(folder, request))
+@pytest.mark.slow
+def test_ray_exports_what_servers_tell(pool):
+    """Ray reports every ten seconds, in Prometheus's format."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    wanted = {
+        "ray_posegen_render_waiting",
+        "ray_posegen_render_seconds_bucket",
+        "ray_posegen_render_pictures_total",
+        "ray_posegen_render_subject_loads_total",
+    }
+    end = time.monotonic() + 60
+    text = ""
+    while not all(f"{name}{{" in text and 'server="fast-' in text for name in wanted):
+        assert time.monotonic() < end, text[-3000:]
+        pool.render(random_request(MIXED))
+        time.sleep(1)
+        text = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
 
 
 def test_server_dead_for_good_is_replaced(ray_session, folder):
@@ -160,12 +167,12 @@ def test_server_dead_for_good_is_replaced(ray_session, folder):
     try:
         request = random_request(("ada",))
         stale = pickle.loads(ray.cloudpickle.dumps(pool))  # another client
-        first = pool.health()[0].process_id
-        ray.kill(pool._servers[0][0], no_restart=True)
+        first = pool.health()[0].load.process_id
+        ray.kill(pool._teams[0].permanent[0], no_restart=True)
         expected = SineRenderer(folder)(request).rgba
         torch.testing.assert_close(pool.render(request).rgba, expected, rtol=0, atol=0)
         torch.testing.assert_close(stale.render(request).rgba, expected, rtol=0, atol=0)
-        assert pool.health()[0].process_id == stale.health()[0].process_id != first
+        assert pool.health()[0].load.process_id == stale.health()[0].load.process_id != first
     finally:
         pool.close()
 
@@ -179,13 +186,13 @@ def test_health_answers_at_once_during_a_render(slow_pool, folder):
     health = slow_pool.health()[0]
     took = time.monotonic() - started
     worker.join()
-    assert health.busy
+    assert health.load.working_s > 0
     assert took < 0.25
     assert health.memory_mb > 10
 
 
 def test_silence_ends_in_an_explanation(slow_pool, monkeypatch):
-    monkeypatch.setattr(slow_pool, "_config", RenderServerConfig(deadline_s=0.2))
+    monkeypatch.setattr(slow_pool._config, "deadline_s", 0.2)
     with pytest.raises(RenderError, match=r"of ada answered within 0.2 s .*deadline_s"):
         slow_pool.render(random_request(("ada",)))
 

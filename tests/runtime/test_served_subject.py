@@ -47,7 +47,7 @@ def test_served_subject_is_the_local_one_though_its_server_is_killed(
             again, leaves = with_gradients(request)
             image = render(again).rgba
             if render is not local:  # the server dies between a picture and its gradient
-                os.kill(pool.health()[0].process_id, signal.SIGKILL)
+                os.kill(pool.health()[0].load.process_id, signal.SIGKILL)
             weight = torch.linspace(-1, 1, image.numel()).reshape(image.shape)
             results.append((image.detach(), torch.autograd.grad((image * weight).sum(), leaves)))
         (local_image, local_slopes), (served_image, served_slopes) = results
@@ -59,6 +59,6 @@ def test_served_subject_is_the_local_one_though_its_server_is_killed(
                 served, wanted, rtol=1e-5, atol=1e-6 * float(wanted.abs().max())
             )
         (health,) = pool.health()
-        print(f"server: {health.memory_mb:.0f} MB, loaded in {health.start_s:.1f} s")
+        print(f"server: {health.memory_mb:.0f} MB, loaded in {health.load_s:.1f} s")
     finally:
         pool.close()
