@@ -32,6 +32,10 @@ sys.path.insert(0, str(TESTS / "runtime"))
 
 from runtime_loops import QuadraticLoop  # noqa: E402
 
+# where drivers, and the workers of every cluster, find the loops
+PATHS = os.pathsep.join(
+    [*(str(TESTS / part) for part in ("chaos", "runtime")), str(TESTS), *sys.path]
+)
 PATIENCE_S = 240
 KILLED_AT = 2  # the round in which something is broken; the rounds before it are kept
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
@@ -56,8 +60,7 @@ class Driver:
     def __init__(self, folder: Path, **settings: object) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        paths = [*(str(TESTS / part) for part in ("chaos", "runtime", ".")), *sys.path]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        environment = {**os.environ, "PYTHONPATH": PATHS}
         environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         self.said = folder / f"said-{time.monotonic_ns()}"
         self.process = subprocess.Popen(
@@ -199,6 +202,7 @@ def make_cluster(monkeypatch) -> Iterator[Callable[[], object]]:
 
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", PATHS)
     made, folders = [], []
 
     def make() -> object:
