@@ -229,10 +229,12 @@ def test_a_node_is_lost(fewest, make_cluster, drive, note_recovery):
     lost = time.monotonic()
     if not fewest:
         cluster.add_node(**NODE)
-    again = run.wait(lambda row: row.at > lost and row.number >= KILLED_AT)
+    # a worker outlives its node by up to a round
+    before = {row.pid for row in run.begun() if row.at < lost}
+    again = run.wait(lambda row: row.pid not in before)
     how = "one worker goes on" if fewest else "another node comes"
     note_recovery(f"a node with a train worker is lost, {how}", again.at - lost)
-    assert again.number == KILLED_AT
+    assert again.number >= KILLED_AT, "the rounds before were done again"
     result = run.result()
     assert result["ranks"] == ([0] if fewest else [0, 1])
     assert_close(result["weight"], in_one_process())
