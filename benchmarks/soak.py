@@ -189,13 +189,17 @@ def rise(times: np.ndarray, values: np.ndarray) -> float:
 
 
 def holdings() -> tuple[float, int, float]:
-    """Memory of this process and all that it started, their open files, the store's MB in use."""
+    """Memory of this process and all that it started, their open files, the store's MB in use.
+
+    Ray keeps the logs of dead workers open, two a worker: they are left out.
+    """
     processes = descendants(os.getpid())
     memory = sum(memory_mb(str(process)) for process in processes)
     files = 0
     for process in processes:
-        with contextlib.suppress(OSError):
-            files += len(os.listdir(f"/proc/{process}/fd"))
+        for file in Path(f"/proc/{process}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                files += "/logs/worker-" not in os.readlink(file)
     total = ray.cluster_resources()["object_store_memory"]
     return memory, files, (total - ray.available_resources()["object_store_memory"]) / 2**20
 
