@@ -9,38 +9,14 @@ import time
 from collections.abc import Callable
 
 import ray
-import torch
 from runtime_fakes import assert_same, gradients
 
-from posegen_ray.body.camera import orbit
-from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.records import RenderFn, RenderRequest
 from posegen_ray.runtime.render_pool import RenderPool
 from posegen_ray.runtime.render_server import ServerLoad
 
 PATIENCE_S = 60.0
 Until = Callable[[], bool]
-
-
-def posed_request(body, names: tuple[str, ...], size: int = 224) -> RenderRequest:
-    """Painted capsule figures in random poses, seen from random sides."""
-    count = len(names)
-    stream = torch.Generator().manual_seed(4)
-    rotations = from_axis_angle(0.2 * torch.randn(count, 24, 3, generator=stream))
-    posed = body(rotations, torch.zeros(count, 2), torch.zeros(count, 3))
-    angle = torch.linspace(-1, 1, count)
-    camera = orbit(
-        posed.joints[:, 0],
-        azimuth=angle,
-        elevation=0.2 * angle,
-        roll=0.1 * angle,
-        distance=torch.full((count,), 4.0),
-        focal=torch.full((count,), 1.6 * size),
-        principal=torch.full((count, 2), size / 2),
-        height=size,
-        width=size,
-    )
-    return RenderRequest(names, posed.bones.detach(), camera)
 
 
 def servers_of(pool: RenderPool) -> list:

@@ -19,10 +19,9 @@ from render_faults import (
     gradients_with,
     kill,
     loads,
-    posed_request,
     wait_for,
 )
-from runtime_fakes import FaultyFactory, SineRenderer, random_request
+from runtime_fakes import FaultyFactory, SineRenderer, posed_request, random_request
 
 from posegen_ray.config import RendererConfig, RenderServerConfig, RoleResources, RuntimeConfig
 from posegen_ray.errors import RenderError

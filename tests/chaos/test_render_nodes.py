@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 from bodies import capsule_body, painted_subject
 from ray.cluster_utils import Cluster
-from render_faults import Fault, check, gradients_with, loads, node_of, posed_request, servers_of
+from render_faults import Fault, check, gradients_with, loads, node_of, servers_of
+from runtime_fakes import posed_request
 
 from posegen_ray.config import RendererConfig, RenderServerConfig, RoleResources, RuntimeConfig
 from posegen_ray.runtime.capacity import free_nodes

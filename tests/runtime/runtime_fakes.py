@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
-from posegen_ray.body.camera import Camera
+from posegen_ray.body.camera import Camera, orbit
+from posegen_ray.body.model import BodyModel
+from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.errors import SubjectError
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult
 from posegen_ray.runtime.wire import TensorRenderer
@@ -28,6 +30,27 @@ def random_request(subjects: tuple[str, ...], size: int = 8, seed: int = 0) -> R
         size,
     )
     return RenderRequest(subjects, torch.randn(count, 24, 3, 4, generator=stream), camera)
+
+
+def posed_request(body: BodyModel, names: tuple[str, ...], size: int = 224) -> RenderRequest:
+    """Painted capsule figures in random poses, seen from random sides."""
+    count = len(names)
+    stream = torch.Generator().manual_seed(4)
+    rotations = from_axis_angle(0.2 * torch.randn(count, 24, 3, generator=stream))
+    posed = body(rotations, torch.zeros(count, 2), torch.zeros(count, 3))
+    angle = torch.linspace(-1, 1, count)
+    camera = orbit(
+        posed.joints[:, 0],
+        azimuth=angle,
+        elevation=0.2 * angle,
+        roll=0.1 * angle,
+        distance=torch.full((count,), 4.0),
+        focal=torch.full((count,), 1.6 * size),
+        principal=torch.full((count, 2), size / 2),
+        height=size,
+        width=size,
+    )
+    return RenderRequest(names, posed.bones.detach(), camera)
 
 
 def with_gradients(request: RenderRequest) -> tuple[RenderRequest, list[torch.Tensor]]:

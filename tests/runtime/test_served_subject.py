@@ -2,34 +2,12 @@ import os
 import signal
 
 import torch
-from runtime_fakes import with_gradients
+from runtime_fakes import posed_request, with_gradients
 
-from posegen_ray.body.camera import orbit
-from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.config import RendererConfig, RenderServerConfig, RoleResources
-from posegen_ray.records import RenderRequest
 from posegen_ray.runtime.render_pool import start_pool
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import save_subject
-
-
-def posed_request(body, subject, count, size=48):
-    stream = torch.Generator().manual_seed(4)
-    rotations = from_axis_angle(0.2 * torch.randn(count, 24, 3, generator=stream))
-    posed = body(rotations, subject.shape.expand(count, -1), torch.zeros(count, 3))
-    angle = torch.linspace(-1, 1, count)
-    camera = orbit(
-        posed.joints[:, 0],
-        azimuth=angle,
-        elevation=0.2 * angle,
-        roll=0.1 * angle,
-        distance=torch.full((count,), 4.0),
-        focal=torch.full((count,), 1.6 * size),
-        principal=torch.full((count, 2), size / 2),
-        height=size,
-        width=size,
-    )
-    return RenderRequest((subject.name,) * count, posed.bones.detach(), camera)
 
 
 def test_served_subject_is_the_local_one_though_its_server_is_killed(
@@ -41,7 +19,7 @@ def test_served_subject_is_the_local_one_though_its_server_is_killed(
     config = RenderServerConfig(resources=RoleResources(0.5), max_batch=2)
     pool = start_pool(config, {name: tmp_path / "person"}, settings, "person")
     try:
-        request = posed_request(body, capsule_subject, 5)
+        request = posed_request(body, (capsule_subject.name,) * 5, 48)
         results = []
         for render in (local, pool.render_fn()):
             again, leaves = with_gradients(request)
