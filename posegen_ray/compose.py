@@ -63,6 +63,21 @@ def _may_be_new(override: str) -> str:
     return f"++{override}" if override.split(".")[0] in _DICTS else override
 
 
+def change_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same configuration with other values: key=value, as on the command line.
+
+    Raises:
+        ConfigError: as `compose_config`.
+    """
+    try:
+        wanted = OmegaConf.from_dotlist(list(overrides))
+        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), wanted))
+    except OmegaConfBaseException as error:
+        _raise_clear(error, overrides)
+    assert isinstance(changed, RunConfig)
+    return changed
+
+
 def dump_config(config: RunConfig, path: Path) -> None:
     """Writes the whole configuration as YAML, so that a run folder explains itself."""
     path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")

@@ -142,9 +142,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
     run = Run(config, folder, backend, console)
     tests = run.test_set()
     answers = {"baseline": [run.baseline(tests)]}
-    if "posegen" in config.experiment.arms:
-        for seed in config.experiment.seeds:
-            run.training(seed)
+    run.trainings()
     run.draw_arms()
     speed, gallery = run.speed(), run.gallery()
     backend.release_renderer()  # nothing is rendered any more, and fine-tuning needs the memory

@@ -165,7 +165,7 @@ class Shoot:
 
 @dataclass(frozen=True)
 class Draw:
-    """Some training images: kind "source", "random" or "generated" (with generator states)."""
+    """Some training images: kind "source", "random", "real" or "generated" (with generators)."""
 
     drawer: Drawer
     kind: str
@@ -180,8 +180,9 @@ class Draw:
         if self.kind == "generated":
             result = self.drawer.generated(self.states, self.seeds)
         else:
-            draw = {"source": self.drawer.source, "random": self.drawer.random}[self.kind]
-            result = draw(self.seeds)
+            drawer = self.drawer
+            draw = {"source": drawer.source, "random": drawer.random, "real": drawer.real}
+            result = draw[self.kind](self.seeds)
         advance(self.size)
         return result
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -128,7 +128,7 @@ class _Run:
         self.estimator.to(context.device)
         self.tuner = self._tuner() if self.config.training.estimator_steps else None
         self.render_fn = plan.renderer.render_fn()
-        self.background = seeded_backgrounds("train")
+        self.background = seeded_backgrounds("train", self.config.training.plain_backgrounds)
         self.round = 0
         self.rendered = 0
         self.generators: list[dict[str, Tensor]] = []
@@ -301,10 +301,14 @@ class _Run:
             self.plan.stream.publish(self.round - 1, self.generators[-1])
 
 
-def history_table(results: Mapping[int, TrainingResult]) -> pd.DataFrame:
-    """All seeds' training curves, one row a step."""
-    rows = [row for result in results.values() for row in result.history]
-    return pd.DataFrame(rows).assign(arm="posegen")
+def history_table(results: Mapping[str, Sequence[TrainingResult]]) -> pd.DataFrame:
+    """All training curves by arm, one row a step."""
+    parts = [
+        pd.DataFrame(result.history).assign(arm=arm)
+        for arm, of_seeds in results.items()
+        for result in of_seeds
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

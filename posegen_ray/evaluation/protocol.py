@@ -22,8 +22,7 @@ from posegen_ray.evaluation import metrics
 from posegen_ray.records import Samples
 from posegen_ray.seeding import numpy_stream
 
-SETS: tuple[str, ...] = ("source", "wild", "ood")
-ARMS: tuple[str, ...] = ("baseline", "source_adapted", "random", "posegen")
+SETS: tuple[str, ...] = ("source", "wild", "view", "person", "motion", "ood")
 CONFIDENCE = 0.95
 
 Floats = npt.NDArray[np.float64]
