@@ -10,7 +10,7 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
-                summary.json report.html
+                summary.json comparison.csv report.html
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from posegen_ray.errors import (
     ResourceError,
 )
 from posegen_ray.estimators.registry import check_estimator
+from posegen_ray.evaluation.comparison import comparison_table, write_comparison
 from posegen_ray.evaluation.report import write_report
 from posegen_ray.evaluation.store import (
     ReportInputs,
@@ -40,6 +41,7 @@ from posegen_ray.evaluation.store import (
 from posegen_ray.evaluation.summary import (
     build_summary,
     collect_versions,
+    evaluate_arms,
     terminal_table,
     write_summary,
 )
@@ -216,7 +218,9 @@ def rewrite_report(folder: Path) -> Path:
 
 
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
-    summary = build_summary(inputs, settings.bootstrap)
+    tables = evaluate_arms(inputs)
+    summary = build_summary(inputs, settings.bootstrap, tables)
     write_summary(folder, summary)
+    write_comparison(folder, comparison_table(tables, settings.bootstrap))
     write_report(folder, inputs, settings)
     return terminal_table(summary)

@@ -216,7 +216,8 @@ class _Run:
             rng,
             self.context.average_gradients if self.context.world_size > 1 else None,
         )
-        self.rendered += round(metrics.valid * training.batch_size)
+        if self.config.feedback.weight > 0:  # nothing is rendered without
+            self.rendered += round(metrics.valid * training.batch_size)
         row = {"step": float(len(self.history)), "seed": float(self.plan.seed), **metrics.as_dict()}
         self.history.append(row)
         if self.context.rank == 0:

@@ -130,6 +130,9 @@ class ExperimentConfig:
     test_person_images: int = 0  # source poses, eye level, MakeHuman's people
     test_ood_images: int = 480  # unseen clips, both kinds of views
     validation_images: int = 96  # watched during training; never a test image
+    # test, or validation: to choose settings on people and clips that no test shows. It has as many
+    # images of source poses as test_source_images, of unseen clips as test_ood_images
+    judge_on: str = "test"
 
     def __post_init__(self) -> None:
         require(
@@ -184,6 +187,11 @@ class ExperimentConfig:
                 f"experiment.{name}={getattr(self, name)} must be at least 1.",
                 f"Set experiment.{name} to a positive number.",
             )
+        require(
+            self.judge_on in ("test", "validation"),
+            f"experiment.judge_on={self.judge_on!r} is no set of images.",
+            "Choose test, or validation while settings are being chosen.",
+        )
         for name in ("test_view_images", "test_motion_images", "test_person_images"):
             require(
                 getattr(self, name) >= 0,
