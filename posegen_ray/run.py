@@ -39,7 +39,7 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
-from posegen_ray.evaluation.protocol import SETS
+from posegen_ray.evaluation.protocol import TEST_SETS
 from posegen_ray.evaluation.store import RenderSpeed
 from posegen_ray.generation import losses
 from posegen_ray.jobs import (
@@ -138,7 +138,11 @@ class Run:
     def test_set(self) -> TestSet:
         """All test images; the same for every run."""
         experiment = self.config.experiment
-        counts = {name: getattr(experiment, f"test_{name}_images") for name in SETS}
+        if experiment.judge_on == "validation":
+            sources, unseen = experiment.test_source_images, experiment.test_ood_images
+            counts = {"val_source": sources, "validation": unseen}
+        else:
+            counts = {name: getattr(experiment, f"test_{name}_images") for name in TEST_SETS}
         kept = self._scratch / "test"
         if kept.exists():
             samples = KeptSamples(str(kept)).get()

@@ -266,7 +266,8 @@ class TestShoot:
     Sets: "source" (the source clips' other halves, eye level), "wild" (the same frames from extreme
     views), "view" (the same frames from near and tilted cameras), "person" (the same frames at eye
     level, MakeHuman's people), "motion" (unseen clips, eye level), "ood" (unseen clips, from eye
-    level and from extreme views), "validation" (clips and people of its own, both kinds of views).
+    level and from extreme views), "validation" (clips and people of its own, both kinds of views),
+    "val_source" (source clips at eye level, the validation people).
     """
 
     config: RunConfig
@@ -282,7 +283,9 @@ class TestShoot:
 
     def __call__(self, seeds: Sequence[int]) -> Samples:
         """The set's images for these seeds; seeds without a valid proposal are left out."""
-        cast = {"validation": "val", "person": MAKEHUMAN}.get(self.name, "test")
+        cast = {"validation": "val", "val_source": "val", "person": MAKEHUMAN}.get(
+            self.name, "test"
+        )
         models = models_of(self.config, cast)
         bank, checker = models.sets[self.name]
         cameras = _CAMERAS.get(self.name, (CameraRangeConfig.eye_level(), EXTREME))
@@ -321,6 +324,7 @@ _CAMERAS = {  # of sets that are seen in one way
     "wild": (EXTREME,),
     "view": (CROOKED,),
     "motion": (CameraRangeConfig.eye_level(),),
+    "val_source": (CameraRangeConfig.eye_level(),),
     "person": (CameraRangeConfig.eye_level(),),
 }
 
@@ -370,7 +374,8 @@ def models_of(config: RunConfig, cast: str) -> Models:
                 "motion": splits.ood,
                 "ood": splits.ood,
             },
-            "val": {"validation": splits.validation},
+            # frames that train others; the test's halves stay unseen
+            "val": {"validation": splits.validation, "val_source": splits.source_train},
             MAKEHUMAN: {"person": splits.source_test},
         }[cast]
         banks = {name: PoseBank.from_clips(part) for name, part in clips.items()}

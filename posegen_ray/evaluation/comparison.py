@@ -20,7 +20,14 @@ from posegen_ray.evaluation.store import write_atomically
 
 COMPARISON_FILE = "comparison.csv"
 METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
-OOD_SETS = ("wild", "view", "person", "motion", "ood")  # what the source does not show
+OOD_SETS = (
+    "wild",
+    "view",
+    "person",
+    "motion",
+    "ood",
+    "validation",
+)  # what the source does not show
 UNSEEN = "unseen"  # all of them together
 
 

@@ -22,6 +22,8 @@ _SETS = {  # name -> label, what it shows
     "person": ("Person", "the training clips' other halves, eye level; MakeHuman's people"),
     "motion": ("Motion", "clips never trained on, eye level"),
     "ood": ("OOD", "clips never trained on, eye level and extreme views"),
+    "val_source": ("Val. source", "source clips, eye level; the validation people"),
+    "validation": ("Validation", "the validation clips and people, eye level and extreme views"),
     "all": ("All", "all sets"),
 }
 

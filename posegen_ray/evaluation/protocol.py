@@ -22,7 +22,8 @@ from posegen_ray.evaluation import metrics
 from posegen_ray.records import Samples
 from posegen_ray.seeding import numpy_stream
 
-SETS: tuple[str, ...] = ("source", "wild", "view", "person", "motion", "ood")
+TEST_SETS: tuple[str, ...] = ("source", "wild", "view", "person", "motion", "ood")
+SETS: tuple[str, ...] = (*TEST_SETS, "val_source", "validation")
 CONFIDENCE = 0.95
 
 Floats = npt.NDArray[np.float64]
