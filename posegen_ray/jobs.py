@@ -210,19 +210,19 @@ class Predict:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Fine-tunes the starting estimator on an arm's images and tests it."""
+    """Fine-tunes the starting estimator on an arm's images and tests it, if there are tests."""
 
     config: RunConfig
     joint_map: Tensor | None
     seed: int
     halves: Sequence[Shared[Samples]]  # the arm's training images; the first half is source data
-    test_images: Shared[Tensor]  # [N, 3, S, S] uint8
+    test_images: Shared[Tensor] | None  # [N, 3, S, S] uint8
 
     @property
     def size(self) -> int:
         return sum(stage.steps for stage in self.config.finetune.stages)
 
-    def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor]:
+    def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor | None]:
         """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""
         estimator = starting_estimator(self.config, self.joint_map)
         halves = [half.get() for half in self.halves]
@@ -250,7 +250,9 @@ class FineTune:
             body=self.config.body.name,
         )
         del samples
-        answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
+        answers = None
+        if self.test_images is not None:
+            answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
         advance(self.size - done)
         return {name: value.cpu() for name, value in tuned.state_dict().items()}, answers
 

@@ -236,6 +236,8 @@ class Run:
         if kept.exists():
             return TrainingResult.from_state(load_checkpoint(kept))
         drawer, joint_map = self.drawer(config), self.joint_map()
+        start = self._prepared("adapted", seed) if config.training.attack_adapted else None
+        reference = self._prepared("reference", seed) if config.feedback.reducible else None
         folder = f"seed_{seed}" if name == POSEGEN else f"{name}_seed_{seed}"
         of = "" if name == POSEGEN else f"{name}, "
         text = f"adversarial training, {config.training.rounds} rounds ({of}seed {seed})"
@@ -250,6 +252,8 @@ class Run:
                     self.root(seed),
                     str((self.folder / "tensorboard" / folder).absolute()),
                     advance,
+                    start,
+                    reference,
                 ),
                 drawer,
                 self.folder / "training" / folder,
@@ -258,6 +262,29 @@ class Run:
             )
         save_checkpoint(kept, result.state())
         return result
+
+    def _prepared(self, name: str, seed: int) -> dict[str, Tensor]:
+        """Weights of an estimator that training needs, fine-tuned once: "adapted" to the source
+        half; "reference", to that and to as many random images, which no arm is given."""
+        kept = self._kept(name, seed)
+        if not kept.exists():
+            halves = ["source_half"] if name == "adapted" else ["source_half", "reference_half"]
+            with self.console.phase("prepare", f"fine-tuning the {name} estimator (seed {seed})"):
+                for half in halves:
+                    if not self._drawn(half, seed).exists():
+                        self._draw_set(half, seed)
+                job = self._fine_tune(halves, seed)
+                ((weights, _),) = self.backend.run([job], "fine-tuning", "step")
+            save_checkpoint(kept, {"weights": weights})
+        weights = load_checkpoint(kept)["weights"]
+        return dict(weights)
+
+    def _fine_tune(
+        self, halves: Sequence[str], seed: int, tests: Shared[Tensor] | None = None
+    ) -> FineTune:
+        """The job that fine-tunes on some drawn sets, the first of source data, and tests."""
+        shared = [KeptSamples(str(self._drawn(half, seed).absolute())) for half in halves]
+        return FineTune(self.config, self.joint_map(), self.root(seed), shared, tests)
 
     def trained(self, seed: int, arm: str = POSEGEN) -> TrainingResult:
         """A finished training's result."""
@@ -285,8 +312,9 @@ class Run:
         """The source half that a seed's arms share, or an arm's own half."""
         total = self.config.experiment.images_per_arm
         stream = Seeds(self.root(seed), f"{name.removesuffix('_half')} half")
-        if name == "source_half":
-            samples, counts = self.draw("source", total // 2, stream)
+        if name in ("source_half", "reference_half"):
+            kind = "source" if name == "source_half" else RANDOM
+            samples, counts = self.draw(kind, total // 2, stream)
         else:
             arm = arm_named(self.config, name)
             samples, counts = self._draw_own(arm, total - total // 2, seed, stream)
@@ -331,19 +359,8 @@ class Run:
         """
         missing = self._missing()
         if missing:
-            joint_map = self.joint_map()
             jobs = [
-                FineTune(
-                    self.config,
-                    joint_map,
-                    self.root(seed),
-                    [
-                        KeptSamples(str(self._drawn(half, seed).absolute()))
-                        for half in ("source_half", arm)
-                    ],
-                    tests.images,
-                )
-                for arm, seed in missing
+                self._fine_tune(("source_half", arm), seed, tests.images) for arm, seed in missing
             ]
 
             def keep(number: int, result: tuple[dict[str, Tensor], Tensor]) -> None:

@@ -27,7 +27,7 @@ from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
 from posegen_ray.context import TrainContext
 from posegen_ray.errors import CheckpointError
-from posegen_ray.estimators.base import predict
+from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuner
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
@@ -84,6 +84,8 @@ class AdversarialTraining:
         joint_map: the estimator's, fitted on source data (None where it needs none).
         seed: root of all randomness.
         tensorboard: folder for scalars, histograms and image grids (worker 0).
+        start: weights of the estimator that is attacked; None: as it comes.
+        reference: weights of the reference estimator (feedback.reducible).
         advance: told how many adversarial steps were done since the last call. Picklable.
     """
 
@@ -95,6 +97,8 @@ class AdversarialTraining:
     seed: int
     tensorboard: str
     advance: Advance
+    start: Mapping[str, Tensor] | None = None
+    reference: Mapping[str, Tensor] | None = None
 
     def run(self, context: TrainContext) -> TrainingResult | None:
         """Trains to the end; worker 0 returns the result."""
@@ -121,11 +125,9 @@ class _Run:
                 self.config.training.max_skipped_steps,
                 self.config.training.accumulate,
                 self.config.training.precision,
+                self._estimator(plan.reference) if plan.reference is not None else None,
             )
-        self.estimator = build_estimator(self.config.estimator)
-        if plan.joint_map is not None:
-            self.estimator.set_joint_map(plan.joint_map)
-        self.estimator.to(context.device)
+        self.estimator = self._estimator(plan.start)
         self.tuner = self._tuner() if self.config.training.estimator_steps else None
         self.render_fn = plan.renderer.render_fn()
         self.background = seeded_backgrounds("train", self.config.training.plain_backgrounds)
@@ -139,6 +141,15 @@ class _Run:
             if context.rank == 0
             else None
         )
+
+    def _estimator(self, weights: Mapping[str, Tensor] | None) -> PoseEstimator:
+        """The estimator as it comes, or with these weights, where this worker computes."""
+        estimator = build_estimator(self.config.estimator)
+        if weights is not None:
+            estimator.load_state_dict(weights)
+        elif self.plan.joint_map is not None:
+            estimator.set_joint_map(self.plan.joint_map)
+        return estimator.to(self.context.device)
 
     def _tuner(self) -> FineTuner:
         return FineTuner(

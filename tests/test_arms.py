@@ -26,7 +26,8 @@ def finished(tmp_path_factory) -> Path:
         "runtime=inprocess",
         f"run_dir={folder}",
         f"experiment.arms=[baseline,{','.join(ARMS)}]",
-        "experiment.variants={level: ['generator.camera.elevation_high=20']}",
+        "experiment.variants={level: ['generator.camera.elevation_high=20',"
+        "'training.attack_adapted=true', 'feedback.reducible=0.5']}",
         "generator.camera.elevation_low=-5",
         "experiment.test_view_images=4",
         "experiment.test_motion_images=4",
@@ -53,6 +54,18 @@ def test_arms_have_as_many_images_of_the_kind_that_they_are_named_for(finished):
 def test_a_variant_draws_with_its_own_settings_and_the_others_do_not(finished):
     assert drawn(finished, "level")["elevation"].max() < 0.36  # 20 degrees
     assert drawn(finished, "posegen")["elevation"].max() > 0.36
+
+
+def test_who_is_attacked_and_who_is_the_reference_is_fine_tuned_once(finished):
+    weights = [
+        load_checkpoint(finished / "checkpoint" / f"{name}-0")["weights"]
+        for name in ("adapted", "reference", "posegen")
+    ]
+    changing = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
+    assert changing
+    assert len(drawn(finished, "reference_half")) == 8
+    seeds = [set(drawn(finished, name)["seed"]) for name in ("reference_half", "random_more")]
+    assert not seeds[0] & seeds[1]
 
 
 def test_without_feedback_nothing_is_rendered_for_it(finished):

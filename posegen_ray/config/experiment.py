@@ -43,6 +43,9 @@ class TrainingConfig:
     batch_size: int = 8  # proposals a step and worker
     estimator_steps: int = 6  # updates of the live estimator between rounds
     estimator_batch_size: int = 16  # half generated, half source images
+    # whom the generator attacks: the estimator as it comes, or after fine-tuning on source images:
+    # what those cure needs no generator
+    attack_adapted: bool = False
     max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
     log_every: int = 5
     # generator: so many parts of a batch are rendered and judged one after the other; estimator:

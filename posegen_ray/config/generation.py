@@ -141,6 +141,9 @@ class FeedbackConfig:
     band_high: float = 2.0
     softness: float = 0.25  # of the band's ends, in widths of the band
     overshoot: float = 0.5  # fine above the band, per width of the band
+    # share of what a reference estimator's error would be paid that is held back: what even an
+    # estimator trained on broad data gets wrong is hard for other reasons (Mindermann et al. 2022)
+    reducible: float = 0.0
     pay_ambiguous: bool = False  # pay also where a mirrored or depth-swapped label fits better
     # how payments reach the generator. image: their gradient; score: a score function, which needs
     # only the estimator's answers; auto: image where the estimator is differentiable
@@ -176,6 +179,11 @@ class FeedbackConfig:
             f"feedback estimator_gradient={self.estimator_gradient!r}, "
             f"score_noise={self.score_noise} is no good.",
             "Choose auto, image or score, and a positive noise (0.3 is the default).",
+        )
+        require(
+            0 <= self.reducible <= 1,
+            f"feedback.reducible={self.reducible} is not between 0 and 1.",
+            "0 pays for error, 1 for what the reference estimator does better.",
         )
         rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
         priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)
