@@ -38,6 +38,11 @@ def arm_in_text(arm: str) -> str:
     return arm_label(arm) if arm == "posegen" else arm_label(arm).lower()
 
 
+def is_variant(arm: str) -> bool:
+    """Whether it is PoseGen with other settings, and no control."""
+    return arm not in _ARMS
+
+
 def arm_note(arm: str) -> str:
     """What an arm is fine-tuned on."""
     return _ARMS[arm][1] if arm in _ARMS else "PoseGen with other settings (see the run's config)"

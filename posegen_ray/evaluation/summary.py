@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from posegen_ray.evaluation.names import arm_in_text, arm_label, set_label
+from posegen_ray.evaluation.names import arm_in_text, arm_label, is_variant, set_label
 from posegen_ray.evaluation.protocol import (
     SETS,
     Interval,
@@ -212,8 +212,8 @@ def caveats(summary: Summary) -> list[str]:
 
 
 def standings(summary: Summary) -> list[Standing]:
-    """PoseGen on the OOD set against the baseline, source-adapted and random, as far as they ran:
-    MPJPE, then PA-MPJPE, of each."""
+    """PoseGen on the OOD set against the baseline and the controls that ran, not against its own
+    variants: MPJPE, then PA-MPJPE, of each."""
     found = []
     if "posegen" in summary.relative_improvement:
         comparison = summary.relative_improvement["posegen"]
@@ -221,7 +221,7 @@ def standings(summary: Summary) -> list[Standing]:
             change = flipped(interval)
             found.append(Standing("baseline", metric, change, percent_text(change)))
     for other, comparison in summary.posegen_against.items():
-        for metric, interval in _metrics_of(comparison):
+        for metric, interval in () if is_variant(other) else _metrics_of(comparison):
             found.append(Standing(other, metric, interval, millimetre_text(interval)))
     return found
 
