@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ usage: posegen <command> [key=value ...]
   convert    make a capture folder from a data set (convert.format=… convert.source=DIR out=DIR)
   fit        make a subject from a capture folder (capture=DIR; several: subjects=[DIR,DIR])
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
+  pretrain   a second estimator, trained on source images alone (estimator=compact_hmr; out=DIR)
   train      adversarial training of the generator alone
   generate   labelled images from a trained run (run=DIR n=100 out=DIR
              format=folder|parquet|webdataset|spin|bedlam); goes on where it was interrupted
@@ -124,11 +126,26 @@ def subjects(arguments: Sequence[str]) -> int:
     return 0
 
 
+def pretrain(arguments: Sequence[str]) -> int:
+    """A second estimator, trained on source images alone."""
+    from posegen_ray.pretrain import check_pretraining, run_pretraining
+
+    given = {argument.split("=")[0] for argument in arguments}
+    defaults = {"estimator": "compact_hmr", "run_dir": "runs/pretrain"}
+    unsaid = [f"{name}={value}" for name, value in defaults.items() if name not in given]
+    if "resume" in given:
+        unsaid = []
+    config, folder, console = _start_run([*unsaid, *arguments], check_pretraining)
+    with _backend(config, folder, console) as backend:
+        print(run_pretraining(config, folder, backend, console))
+    return 0
+
+
 def train(arguments: Sequence[str]) -> int:
     """Adversarial training without the comparison."""
-    from posegen_ray.experiment import run_training
+    from posegen_ray.experiment import check_run, run_training
 
-    config, folder, console = _start_run(arguments, compared=False)
+    config, folder, console = _start_run(arguments, functools.partial(check_run, compared=False))
     with _backend(config, folder, console) as backend:
         print(run_training(config, folder, backend, console))
     return 0
@@ -240,6 +257,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": convert,
     "fit": fit,
     "subjects": subjects,
+    "pretrain": pretrain,
     "train": train,
     "generate": generate,
     "dataset": dataset,
@@ -310,13 +328,15 @@ def _settings(arguments: Sequence[str]) -> tuple[RunConfig, Console]:
     return compose_config(arguments), Console()
 
 
-def _start_run(arguments: Sequence[str], compared: bool = True) -> tuple[RunConfig, Path, Console]:
+def _start_run(
+    arguments: Sequence[str], check: Callable[[RunConfig], None] | None = None
+) -> tuple[RunConfig, Path, Console]:
     """A new run folder, or the one named by resume= with the settings that it was started with."""
-    from posegen_ray.experiment import open_run_folder
+    from posegen_ray.experiment import check_run, open_run_folder
 
     config, console = _settings(arguments)
     overrides = [argument for argument in arguments if not argument.startswith("resume=")]
-    config, folder = open_run_folder(config, overrides, console.say, compared)
+    config, folder = open_run_folder(config, overrides, console.say, check or check_run)
     return config, folder, console
 
 

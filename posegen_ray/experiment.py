@@ -68,19 +68,18 @@ def open_run_folder(
     config: RunConfig,
     overrides: Sequence[str],
     say: Callable[[str], None],
-    compared: bool = True,
+    check: Callable[[RunConfig], None] = check_run,
 ) -> tuple[RunConfig, Path]:
     """A fresh run folder, or the one that resume= names, with the settings it was started with.
 
     What lies in a fresh run's folder already is moved aside, never overwritten, and `say` is told.
 
     Args:
-        compared: see `check_run`.
+        check: raises where a run with these settings cannot begin.
 
     Raises:
-        ConfigError: resume= names no run, or comes with settings that differ from the run's; or as
-            `check_run`.
-        CheckpointError, AssetError: the estimator's files are missing.
+        ConfigError: resume= names no run, or comes with settings that differ from the run's.
+        ConfigError, CheckpointError, AssetError: as `check`.
         ResourceError: the folder cannot be written.
     """
     if config.resume:
@@ -93,9 +92,9 @@ def open_run_folder(
                 "change them.",
                 "Leave all settings but runtime=… out, or start a new run.",
             )
-        check_run(loaded, compared)
+        check(loaded)
         return replace(loaded, resume=str(folder), runtime=config.runtime), folder
-    check_run(config, compared)
+    check(config)
     folder = Path(config.run_dir)
     try:
         if folder.exists() and any(folder.iterdir()):

@@ -75,7 +75,15 @@ class TestSet:
 class Run:
     """One run: its phases, each done once and kept in the run folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, backend: Backend, console: Console) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        backend: Backend,
+        console: Console,
+        pretrained: bool = True,
+    ) -> None:
+        """`pretrained`: there is an estimator; `posegen pretrain` makes it first."""
         self.config = config
         self.folder = folder
         self.backend = backend
@@ -86,7 +94,7 @@ class Run:
             load_splits(config.motion)
             if config.subject.source == "makehuman" or config.experiment.test_person_images:
                 makehuman.prepare(lambda text: console.say(f"  {text}"))
-            self.estimator_name = build_estimator(config.estimator).name
+            self.estimator_name = build_estimator(config.estimator).name if pretrained else ""
         self._folders: Folders = ()
         self._joint_map: Tensor | None = None
 
@@ -148,14 +156,15 @@ class Run:
             samples = KeptSamples(str(kept)).get()
         else:
             with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
-                parts = [self._shoot(name, count) for name, count in counts.items() if count]
+                parts = [self.shoot(name, count) for name, count in counts.items() if count]
             samples = concatenate_samples(parts)
             self._note_samples("test", samples)
             KeptSamples.write(samples, kept)
         sets = tuple(name for name, count in counts.items() for _ in range(count))
         return TestSet(_by_motion(samples), sets, self.backend.share(samples.images))
 
-    def _shoot(self, name: str, count: int) -> Samples:
+    def shoot(self, name: str, count: int) -> Samples:
+        """The first `count` images of a set of `TestShoot`."""
         shoot = TestShoot(self.config, name)
         parts: list[Samples] = []
         first = 0

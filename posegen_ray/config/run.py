@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from posegen_ray.config.body import BodyConfig
 from posegen_ray.config.datasets import DatasetConfig
-from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneConfig
+from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneConfig, PretrainConfig
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
 from posegen_ray.config.export import EXPORT_FORMATS, ExportConfig
 from posegen_ray.config.generation import (
@@ -40,7 +40,7 @@ class RunConfig:
     capture: str = ""  # fit: the capture folder
     # fit: several side by side, each a capture folder or a person of subject.source
     subjects: list[str] = field(default_factory=list)
-    out: str = ""  # convert, fit, generate, evaluate dataset=…: where the result goes
+    out: str = ""  # convert, fit, pretrain, generate, evaluate dataset=…: where the result goes
     # evaluate dataset=…: the test set's folder; experiment: holds one folder (or link) a test set,
     # of its name
     data_root: str = ""
@@ -63,6 +63,7 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
