@@ -15,9 +15,7 @@ ESTIMATORS = ("blazepose", COMPACT, "spin", "hybrik_res34", "hybrik_w48", BLACK_
 class EstimatorConfig:
     """The pre-trained pose estimator (conf/estimator)."""
 
-    kind: str = (
-        "blazepose"  # blazepose | compact_hmr | spin | hybrik_res34 | hybrik_w48 | black_box
-    )
+    kind: str = "blazepose"  # one of ESTIMATORS
     variant: str = "full"  # blazepose: lite | full | heavy
     # the published file of spin, hybrik_*; compact_hmr: the folder that `posegen pretrain` wrote
     # (empty: where it writes unless told)

@@ -44,8 +44,8 @@ def load_estimator(
 
     Args:
         kind: blazepose | compact_hmr | spin | hybrik_res34 | hybrik_w48.
-        checkpoint: the published file (not for blazepose, which is fetched); compact_hmr: the folder
-            that `posegen pretrain` wrote, None: where it writes unless told.
+        checkpoint: the published file (not for blazepose, which is fetched); of compact_hmr the
+            folder that `posegen pretrain` wrote, None: where it writes unless told.
         smpl: the folder of SMPL's files; hybrik_* need it, spin gives no joints without it.
         variant: of blazepose: lite | full | heavy.
         flip_test: hybrik_*: also ask for the mirrored image.
