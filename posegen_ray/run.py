@@ -245,8 +245,10 @@ class Run:
         if kept.exists():
             return TrainingResult.from_state(load_checkpoint(kept))
         drawer, joint_map = self.drawer(config), self.joint_map()
-        start = self._prepared("adapted", seed) if config.training.attack_adapted else None
-        reference = self._prepared("reference", seed) if config.feedback.reducible else None
+        start = self._attacked(seed, arm)
+        reference = None
+        if config.feedback.reducible > 0:
+            reference = self._prepared("reference", ("source_half", "reference_half"), seed)
         folder = f"seed_{seed}" if name == POSEGEN else f"{name}_seed_{seed}"
         of = "" if name == POSEGEN else f"{name}, "
         text = f"adversarial training, {config.training.rounds} rounds ({of}seed {seed})"
@@ -272,12 +274,20 @@ class Run:
         save_checkpoint(kept, result.state())
         return result
 
-    def _prepared(self, name: str, seed: int) -> dict[str, Tensor]:
-        """Weights of an estimator that training needs, fine-tuned once: "adapted" to the source
-        half; "reference", to that and to as many random images, which no arm is given."""
+    def _attacked(self, seed: int, arm: Arm | None) -> dict[str, Tensor] | None:
+        """Weights of the estimator that a training starts from (training.attack)."""
+        attack = (arm.config if arm else self.config).training.attack
+        if attack == "source":
+            return self._prepared("adapted", ("source_half",), seed)
+        if attack == "random":
+            name = arm.name if arm else POSEGEN
+            return self._prepared(f"{name}.attacked", ("source_half", f"{name}_random"), seed)
+        return None
+
+    def _prepared(self, name: str, halves: Sequence[str], seed: int) -> dict[str, Tensor]:
+        """Weights of an estimator that training needs, fine-tuned once on some drawn sets."""
         kept = self._kept(name, seed)
         if not kept.exists():
-            halves = ["source_half"] if name == "adapted" else ["source_half", "reference_half"]
             with self.console.phase("prepare", f"fine-tuning the {name} estimator (seed {seed})"):
                 for half in halves:
                     if not self._drawn(half, seed).exists():
@@ -320,13 +330,17 @@ class Run:
     def _draw_set(self, name: str, seed: int) -> None:
         """The source half that a seed's arms share, or an arm's own half."""
         total = self.config.experiment.images_per_arm
+        own = total - total // 2
         stream = Seeds(self.root(seed), f"{name.removesuffix('_half')} half")
         if name in ("source_half", "reference_half"):
             kind = "source" if name == "source_half" else RANDOM
             samples, counts = self.draw(kind, total // 2, stream)
+        elif name.endswith("_random"):
+            settings = self._settings_of(name.removesuffix("_random"))
+            random = own - round(own * settings.generator.share)
+            samples, counts = self.draw(RANDOM, random, stream, config=settings)
         else:
-            arm = arm_named(self.config, name)
-            samples, counts = self._draw_own(arm, total - total // 2, seed, stream)
+            samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
         self._note_samples(f"{name}-{seed}", samples)
         self._note_counts(f"{name}-{seed}", counts)
         KeptSamples.write(samples, self._drawn(name, seed))
@@ -341,7 +355,19 @@ class Run:
             # the later half of training: hard in more than one way, and no longer naive
             generators = self.trained(seed, arm.name).generators
             states = generators[len(generators) // 2 :]
-        return self.draw(arm.kind, count + extra * arm.more, stream, states, arm.config)
+            count = round(count * arm.config.generator.share)
+        samples, counts = self.draw(arm.kind, count + extra * arm.more, stream, states, arm.config)
+        if arm.kind == GENERATED and arm.config.generator.share < 1:
+            random = self._drawn(f"{arm.name}_random", seed)
+            if not random.exists():
+                self._draw_set(f"{arm.name}_random", seed)
+            samples = concatenate_samples([samples, KeptSamples(str(random)).get()])
+        return samples, counts
+
+    def _settings_of(self, arm: str) -> RunConfig:
+        """An arm's settings; PoseGen's own where no arm is compared (`posegen train`)."""
+        found = [one for one in trained_arms(self.config) if one.name == arm]
+        return found[0].config if found else self.config
 
     def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
         """Of a pool of random images those that PoseGen's feedback pays best."""

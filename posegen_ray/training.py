@@ -31,7 +31,9 @@ from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuner
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
+from posegen_ray.generation.generator import GeneratorSampler
 from posegen_ray.generation.histories import history_of
+from posegen_ray.generation.proposal import ProposalSampler
 from posegen_ray.records import Samples
 from posegen_ray.scene import seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream
@@ -200,10 +202,13 @@ class _Run:
 
     def _calibrate(self) -> None:
         rng = torch_stream(self.plan.seed, "calibrate")
+        sampler: ProposalSampler = self.studio.source_sampler()
+        if self.config.feedback.band_of == "prior":
+            sampler = GeneratorSampler(self.adversary.generator)
         self.adversary.calibrate(
             self.render_fn,
             self.estimator,
-            self.studio.source_sampler(),
+            sampler,
             self.background,
             CALIBRATION_IMAGES,
             rng,

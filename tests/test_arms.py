@@ -1,6 +1,7 @@
 """Controls and variants: what each arm's images are made of, in a whole comparison on next to
 nothing."""
 
+import itertools
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from posegen_ray.config import ExperimentConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.evaluation.store import load_evaluation
 
-ARMS = ("random_more", "real_poses", "hard_mined", "no_feedback", "posegen", "level")
+ARMS = ("random_more", "real_poses", "hard_mined", "no_feedback", "posegen", "level", "mixed")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,8 @@ def finished(tmp_path_factory) -> Path:
         f"run_dir={folder}",
         f"experiment.arms=[baseline,{','.join(ARMS)}]",
         "experiment.variants={level: ['generator.camera.elevation_high=20',"
-        "'training.attack_adapted=true', 'feedback.reducible=0.5']}",
+        "'training.attack=source', 'feedback.reducible=0.5'],"
+        "mixed: ['training.attack=random', 'generator.share=0.5', 'feedback.band_of=prior']}",
         "generator.camera.elevation_low=-5",
         "experiment.test_view_images=4",
         "experiment.test_motion_images=4",
@@ -45,6 +47,8 @@ def test_arms_have_as_many_images_of_the_kind_that_they_are_named_for(finished):
     assert feedback == 2 * 2 * 4
     for arm in ARMS:
         assert len(drawn(finished, arm)) == 8 + feedback * (arm == "random_more"), arm
+    assert list(drawn(finished, "mixed")["clip"] == "generated") == [True] * 4 + [False] * 4
+    assert set(drawn(finished, "mixed_random")["seed"]) < set(drawn(finished, "mixed")["seed"])
     for arm in ("no_feedback", "posegen", "level"):
         assert set(drawn(finished, arm)["clip"]) == {"generated"}
     for arm in ("random_more", "real_poses", "hard_mined"):
@@ -59,10 +63,10 @@ def test_a_variant_draws_with_its_own_settings_and_the_others_do_not(finished):
 def test_who_is_attacked_and_who_is_the_reference_is_fine_tuned_once(finished):
     weights = [
         load_checkpoint(finished / "checkpoint" / f"{name}-0")["weights"]
-        for name in ("adapted", "reference", "posegen")
+        for name in ("adapted", "reference", "mixed.attacked", "posegen")
     ]
-    changing = [name for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])]
-    assert changing
+    for first, second in itertools.combinations(weights, 2):
+        assert any(not torch.equal(first[name], second[name]) for name in first)
     assert len(drawn(finished, "reference_half")) == 8
     seeds = [set(drawn(finished, name)["seed"]) for name in ("reference_half", "random_more")]
     assert not seeds[0] & seeds[1]

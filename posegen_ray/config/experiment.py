@@ -43,9 +43,10 @@ class TrainingConfig:
     batch_size: int = 8  # proposals a step and worker
     estimator_steps: int = 6  # updates of the live estimator between rounds
     estimator_batch_size: int = 16  # half generated, half source images
-    # whom the generator attacks: the estimator as it comes, or after fine-tuning on source images:
-    # what those cure needs no generator
-    attack_adapted: bool = False
+    # whom the generator attacks: the estimator as it comes (pretrained); after fine-tuning on the
+    # source half (source); or on that and the random images of its own half (random, with
+    # generator.share below 1). What those cure needs no generator
+    attack: str = "pretrained"
     max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
     log_every: int = 5
     # generator: so many parts of a batch are rendered and judged one after the other; estimator:
@@ -74,6 +75,11 @@ class TrainingConfig:
             f"training.accumulate={self.accumulate} parts cannot be made of "
             f"training.batch_size={self.batch_size}.",
             "Use 1 (all at once) to training.batch_size (one by one).",
+        )
+        require(
+            self.attack in ("pretrained", "source", "random"),
+            f"training.attack={self.attack!r} is no estimator.",
+            "Choose pretrained, source or random.",
         )
         require(
             self.precision in PRECISIONS,

@@ -67,6 +67,7 @@ class GeneratorConfig:
     candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
     temperature: float = 0.065  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
+    share: float = 1.0  # of the images that it is asked for; the others are drawn at random
 
     def __post_init__(self) -> None:
         require(
@@ -85,6 +86,11 @@ class GeneratorConfig:
             "generator residual_degrees must lie in (0, 90), residual_spread, _prior and _shift "
             "be >= 0.",
             "The defaults are 45, 2, 0.6 and 0.15.",
+        )
+        require(
+            0 < self.share <= 1,
+            f"generator.share={self.share} is not in (0, 1].",
+            "1 takes all of PoseGen's own images from the generator, 0.5 every other one.",
         )
         require(
             self.candidates >= 1 and self.temperature > 0,
@@ -132,11 +138,12 @@ class FeedbackConfig:
     """What the generator is paid for (conf/feedback).
 
     It earns the estimator's error inside a band: from `band_low` to `band_high` times the median
-    error on real poses seen from the source's cameras. Below it a sample is easy, above it broken
-    or ambiguous.
+    error on real poses seen from the source's cameras, or on what the untrained generator proposes.
+    Below it a sample is easy, above it broken or ambiguous.
     """
 
     weight: float = 1.0
+    band_of: str = "source"  # source | prior: whose median error the band is stated in
     band_low: float = 1.0
     band_high: float = 2.0
     softness: float = 0.25  # of the band's ends, in widths of the band
@@ -173,6 +180,11 @@ class FeedbackConfig:
             0 < self.band_low < self.band_high,
             f"feedback band [{self.band_low}, {self.band_high}] is empty.",
             "Set 0 < feedback.band_low < feedback.band_high.",
+        )
+        require(
+            self.band_of in ("source", "prior"),
+            f"feedback.band_of={self.band_of!r} is unknown.",
+            "Choose source or prior.",
         )
         require(
             self.estimator_gradient in ("auto", "image", "score") and self.score_noise > 0,

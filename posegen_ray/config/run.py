@@ -94,6 +94,11 @@ class RunConfig:
             "be updated, only its answers are known.",
             "Leave training.estimator_steps at 0, as conf/estimator/black_box.yaml has it.",
         )
+        require(
+            self.training.attack != "random" or self.generator.share < 1,
+            "training.attack=random, but generator.share=1 leaves PoseGen no random images.",
+            "Set generator.share below 1, for example 0.5, or training.attack=source.",
+        )
         most = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
         counts = range(min(self.runtime.min_train_workers, most) or most, most + 1)
         uneven = [n for n in counts if self.training.estimator_batch_size % (2 * n)]
