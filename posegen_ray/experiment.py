@@ -10,7 +10,7 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
-                summary.json comparison.csv report.html
+                summary.json comparison.csv pose_sets.csv report.html
 """
 
 from __future__ import annotations
@@ -163,6 +163,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         rejected=reasons,
         rejected_total=drawn - valid,
         history=run.history(),
+        pose_sets=run.pose_sets(),
         generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
         settings=run.settings(),
@@ -221,5 +222,6 @@ def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfi
     summary = build_summary(inputs, settings.bootstrap, tables)
     write_summary(folder, summary)
     write_comparison(folder, comparison_table(tables, settings.bootstrap))
+    inputs.pose_sets.to_csv(folder / "pose_sets.csv", index=False, float_format="%.4f")
     write_report(folder, inputs, settings)
     return terminal_table(summary)

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -39,9 +39,11 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
+from posegen_ray.evaluation.pose_sets import NEIGHBOURS, pose_set_measures
 from posegen_ray.evaluation.protocol import TEST_SETS
 from posegen_ray.evaluation.store import RenderSpeed
 from posegen_ray.generation import losses
+from posegen_ray.generation.proposal import PoseBank
 from posegen_ray.jobs import (
     PREDICT_BLOCK,
     Draw,
@@ -57,7 +59,7 @@ from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
-from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
+from posegen_ray.studio import Counts, Drawer, Folders, TestShoot, studio_of
 from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.store import list_subjects, read_manifest
 from posegen_ray.training import AdversarialTraining, TrainingResult, history_table
@@ -343,6 +345,8 @@ class Run:
             samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
         self._note_samples(f"{name}-{seed}", samples)
         self._note_counts(f"{name}-{seed}", counts)
+        if name in self._fine_tuned():
+            self._note_poses(name, seed, samples)
         KeptSamples.write(samples, self._drawn(name, seed))
 
     def _draw_own(self, arm: Arm, count: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
@@ -372,20 +376,23 @@ class Run:
     def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
         """Of a pool of random images those that PoseGen's feedback pays best."""
         samples, counts = self.draw(RANDOM, pool, stream)
-        joint_map = self.joint_map()
-
-        def errors_of(some: Samples) -> tuple[Tensor, Tensor]:
-            answers = self._predict(self.backend.share(some.images), len(some), joint_map)
-            return losses.joint_errors(answers, some.joints), losses.ambiguous(answers, some.joints)
-
-        source, _ = errors_of(KeptSamples(str(self._drawn("source_half", seed))).get())
-        errors, ambiguous = errors_of(samples)
+        source, _ = self._errors(KeptSamples(str(self._drawn("source_half", seed))).get())
+        errors, ambiguous = self._errors(samples)
         payments = losses.feedback_payment(errors, float(source.median()), self.config.feedback)
         if not self.config.feedback.pay_ambiguous:
             payments = payments * ~ambiguous
         # equal payments (all above the band's end, say) are taken in the order of drawing
         best = payments.argsort(descending=True, stable=True)[:count].sort().values.tolist()
         return samples[best], counts
+
+    def _errors(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The starting estimator's error on each sample [N] mm, and whether it is ambiguous [N]."""
+        shared = self.backend.share(samples.images)
+        answers = self._predict(shared, len(samples), self.joint_map())
+        return (
+            losses.joint_errors(answers, samples.joints),
+            losses.ambiguous(answers, samples.joints),
+        )
 
     def arms(self, tests: TestSet) -> dict[str, list[Tensor]]:
         """Every fine-tuned arm's answers on the test images, one tensor a seed.
@@ -481,6 +488,17 @@ class Run:
             }
         )
 
+    def pose_sets(self) -> pd.DataFrame:
+        """What the arms' own images show: poses against real ones, and the starting estimator's
+        error. One row for each arm, seed and set of real poses."""
+        files = [
+            self.folder / "samples" / f"poses-{arm}-{seed}.json"
+            for arm in self._fine_tuned()
+            for seed in self.config.experiment.seeds
+        ]
+        rows = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()]
+        return pd.DataFrame([row for of_file in rows for row in of_file])
+
     def settings(self) -> dict[str, str]:
         """What the report shows of the configuration."""
         config = self.config
@@ -532,6 +550,30 @@ class Run:
             }
         )
         table.to_parquet(folder / f"{name}.parquet")
+
+    def _note_poses(self, arm: str, seed: int, samples: Samples) -> None:
+        """How an arm's poses stand to real ones that it may know (source) and to unseen ones."""
+        studio = studio_of(self.config, self.subjects())
+        errors, ambiguous = self._errors(samples)
+        known, unseen = studio.source, PoseBank.from_clips(studio.splits.validation)
+        rows = [
+            {
+                "arm": arm,
+                "seed": seed,
+                "real": name,
+                **asdict(
+                    pose_set_measures(
+                        samples.rotations, bank.poses.rotations, studio.body.joint_template
+                    )
+                ),
+                "error_median_mm": float(errors.median()),
+                "ambiguous": float(ambiguous.float().mean()),
+            }
+            for name, bank in (("source", known), ("validation", unseen))
+            if len(samples) > NEIGHBOURS
+        ]
+        file = self.folder / "samples" / f"poses-{arm}-{seed}.json"
+        file.write_text(json.dumps(rows), encoding="utf-8")
 
     def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:
         file = self.folder / "samples" / f"counts-{name}.json"

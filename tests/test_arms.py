@@ -91,6 +91,17 @@ def test_every_arm_and_set_is_in_the_table(finished):
     assert "Level" in (finished / "report.html").read_text()
 
 
+def test_the_poses_of_every_arm_are_measured_against_real_ones(finished):
+    table = pd.read_csv(finished / "pose_sets.csv")
+    assert set(zip(table["arm"], table["real"], strict=True)) == {
+        (arm, real) for arm in ARMS for real in ("source", "validation")
+    }
+    known = table[table["real"] == "source"].set_index("arm")
+    assert known.loc["real_poses", "nearest_mm"] == pytest.approx(0, abs=1e-3)
+    assert (known.loc[["posegen", "hard_mined"], "nearest_mm"] > 1).all()
+    assert (table["error_median_mm"] > 0).all()
+
+
 def test_the_shipped_comparisons_compose():
     ood = compose_config(["experiment=ood"])
     assert [arm.name for arm in trained_arms(ood)] == ["no_feedback", "posegen"]

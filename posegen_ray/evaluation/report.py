@@ -66,6 +66,7 @@ def render_page(inputs: ReportInputs, settings: EvaluationConfig) -> str:
     sections = [
         ("verdict", "Verdict", verdict_section(summary)),
         ("results", "Results", results_section(summary)),
+        ("poses", "What was trained on", _pose_sets(inputs.pose_sets)),
         ("curves", "Training curves", _curves(inputs.history)),
         ("motions", "Error by motion", _motions(tables, final)),
         ("hardest", "Hardest samples", _hardest(inputs, tables, final, settings.hardest)),
@@ -103,6 +104,41 @@ def _header(inputs: ReportInputs, summary: Summary) -> str:
         f'<p class="lede">One estimator, {_counted(len(fine_tuned), "version")} of it '
         f"({', '.join(fine_tuned)}), the same test images: people and backgrounds that none of "
         f"them was trained on.</p><dl>{items}</dl></header>"
+    )
+
+
+_POSE_COLUMNS = (  # column, title, decimals
+    ("error_median_mm", "error of the baseline, median mm", 0),
+    ("ambiguous", "ambiguous", 2),
+    ("nearest_mm", "nearest real pose, median mm", 0),
+    ("nearest_p90_mm", "90 % within, mm", 0),
+    ("fid_mm", "FID, mm a joint", 0),
+    ("precision", "precision", 2),
+    ("recall", "recall", 2),
+    ("apd_mm", "APD, mm", 0),
+)
+
+
+def _pose_sets(table: pd.DataFrame) -> str:
+    if table.empty:
+        return _nothing("No arm was fine-tuned.")
+    mean = table.groupby(["real", "arm"], sort=False).mean(numeric_only=True)
+    parts = []
+    for real, title in (("source", "the source's poses"), ("validation", "unseen clips' poses")):
+        head = "".join(f'<th scope="col">{name}</th>' for _, name, _ in _POSE_COLUMNS)
+        body = "".join(
+            f'<tr><th scope="row">{arm_label(str(arm))}</th>'
+            + "".join(f"<td>{row[key]:.{digits}f}</td>" for key, _, digits in _POSE_COLUMNS)
+            + "</tr>"
+            for arm, row in mean.loc[real].iterrows()
+        )
+        parts.append(
+            f'<h3>Against {title}</h3><div class="scroll"><table><thead><tr><th></th>{head}</tr>'
+            f"</thead><tbody>{body}</tbody></table></div>"
+        )
+    return (
+        "<p>Each arm's own images, mean over seeds: how hard they are for the starting estimator, "
+        "and their poses against real ones (joints in the pelvis' frame).</p>" + "".join(parts)
     )
 
 
