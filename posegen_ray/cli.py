@@ -46,6 +46,7 @@ usage: posegen <command> [key=value ...]
   tune       search for better settings, judged on validation images (tune=asha|optuna|random
              n_trials=N); resume=DIR goes on
   report     write a run's report.html again (run=DIR)
+  atlas      what the estimator gets wrong, before and after (run=DIR arm=posegen): atlas.html
   doctor     what is there, what is missing, and what each thing is needed for
 
 Settings are Hydra overrides:
@@ -241,6 +242,16 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def atlas(arguments: Sequence[str]) -> int:
+    """The failure atlas of a finished run."""
+    from posegen_ray.experiment import write_failure_atlas
+
+    config, _ = _settings(arguments)
+    run, _ = _open_run(config)
+    print(write_failure_atlas(run, config.arm))
+    return 0
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """What is there, what is missing, and what it is needed for."""
     from posegen_ray.doctor import examine
@@ -265,6 +276,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "experiment": experiment,
     "tune": tune,
     "report": report,
+    "atlas": atlas,
     "doctor": doctor,
 }
 

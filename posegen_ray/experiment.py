@@ -10,7 +10,8 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
-                summary.json comparison.csv pose_sets.csv report.html
+                summary.json comparison.csv pose_sets.csv atlas.csv
+                report.html atlas.html
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.registry import check_estimator
 from posegen_ray.evaluation.comparison import comparison_table, write_comparison
+from posegen_ray.evaluation.failure_page import write_atlas
 from posegen_ray.evaluation.report import write_report
 from posegen_ray.evaluation.store import (
     ReportInputs,
@@ -163,7 +165,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         rejected=reasons,
         rejected_total=drawn - valid,
         history=run.history(),
-        pose_sets=run.pose_sets(),
+        pose_sets=run.pose_sets(tests, predictions["baseline"]),
         generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
         settings=run.settings(),
@@ -217,6 +219,11 @@ def rewrite_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def write_failure_atlas(folder: Path, arm: str) -> Path:
+    """Writes atlas.html and atlas.csv from what the run left, for one of its arms."""
+    return write_atlas(folder, load_evaluation(folder), arm)
+
+
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
     tables = evaluate_arms(inputs)
     summary = build_summary(inputs, settings.bootstrap, tables)
@@ -224,4 +231,5 @@ def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfi
     write_comparison(folder, comparison_table(tables, settings.bootstrap))
     inputs.pose_sets.to_csv(folder / "pose_sets.csv", index=False, float_format="%.4f")
     write_report(folder, inputs, settings)
+    write_atlas(folder, inputs)
     return terminal_table(summary)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
+from posegen_ray.evaluation import metrics
+from posegen_ray.evaluation.atlas import pelvis_frame_joints
+from posegen_ray.evaluation.failures import cells_of, coverage, failure_table
 from posegen_ray.evaluation.pose_sets import NEIGHBOURS, pose_set_measures
 from posegen_ray.evaluation.protocol import TEST_SETS
 from posegen_ray.evaluation.store import RenderSpeed
@@ -488,16 +492,32 @@ class Run:
             }
         )
 
-    def pose_sets(self) -> pd.DataFrame:
-        """What the arms' own images show: poses against real ones, and the starting estimator's
-        error. One row for each arm, seed and set of real poses."""
+    def pose_sets(
+        self,
+        tests: TestSet,
+        baseline: Tensor,  # [1, N, 12, 3] the starting estimator's answers on the tests
+    ) -> pd.DataFrame:
+        """What the arms' own images show: poses against real ones, the starting estimator's error,
+        and how many kinds of its failures on the tests they cover. One row for each arm, seed and
+        set of real poses."""
+        cells = cells_of(tests.samples)
+        errors = metrics.joint_errors(baseline[0], tests.samples.joints)[None].numpy()
+        failures = failure_table(tests.samples, tests.sets, errors, errors, cells)
         files = [
             self.folder / "samples" / f"poses-{arm}-{seed}.json"
             for arm in self._fine_tuned()
             for seed in self.config.experiment.seeds
         ]
-        rows = [json.loads(f.read_text(encoding="utf-8")) for f in files if f.exists()]
-        return pd.DataFrame([row for of_file in rows for row in of_file])
+        rows = []
+        for file in files:
+            if file.exists():
+                shown = np.load(file.with_suffix(".npz"))
+                covered = coverage(
+                    failures, cells, shown["features"], shown["view"], shown["errors"]
+                )
+                noted = json.loads(file.read_text(encoding="utf-8"))
+                rows += [{**row, "coverage": covered} for row in noted]
+        return pd.DataFrame(rows)
 
     def settings(self) -> dict[str, str]:
         """What the report shows of the configuration."""
@@ -573,6 +593,12 @@ class Run:
             if len(samples) > NEIGHBOURS
         ]
         file = self.folder / "samples" / f"poses-{arm}-{seed}.json"
+        np.savez(
+            file.with_suffix(".npz"),
+            features=pelvis_frame_joints(samples).astype(np.float32),
+            view=samples.view.numpy(),
+            errors=errors.numpy(),
+        )
         file.write_text(json.dumps(rows), encoding="utf-8")
 
     def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:

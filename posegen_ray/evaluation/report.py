@@ -110,6 +110,7 @@ def _header(inputs: ReportInputs, summary: Summary) -> str:
 _POSE_COLUMNS = (  # column, title, decimals
     ("error_median_mm", "error of the baseline, median mm", 0),
     ("ambiguous", "ambiguous", 2),
+    ("coverage", "failures covered", 2),
     ("nearest_mm", "nearest real pose, median mm", 0),
     ("nearest_p90_mm", "90 % within, mm", 0),
     ("fid_mm", "FID, mm a joint", 0),
@@ -237,6 +238,8 @@ def _atlas(
         "<h3>By pose</h3><p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
         f"largest first, all sets; MPJPE of baseline → {arm_label(final)}.</p>"
         f"{gallery.cluster_cards(inputs.samples, atlas.clusters)}{_viewpoints(atlas, final)}"
+        "<p>Pose by viewpoint by body part, with pictures: atlas.html, "
+        "atlas.csv.</p>"
     )
 
 
