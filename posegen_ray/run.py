@@ -344,7 +344,7 @@ class Run:
         elif name.endswith("_random"):
             settings = self._settings_of(name.removesuffix("_random"))
             random = own - round(own * settings.generator.share)
-            samples, counts = self.draw(RANDOM, random, stream, config=settings)
+            samples, counts = self._draw_good(RANDOM, random, stream, (), settings)
         else:
             samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
         self._note_samples(f"{name}-{seed}", samples)
@@ -364,13 +364,36 @@ class Run:
             generators = self.trained(seed, arm.name).generators
             states = generators[len(generators) // 2 :]
             count = round(count * arm.config.generator.share)
-        samples, counts = self.draw(arm.kind, count + extra * arm.more, stream, states, arm.config)
+        count += extra * arm.more
+        samples, counts = self._draw_good(arm.kind, count, stream, states, arm.config)
         if arm.kind == GENERATED and arm.config.generator.share < 1:
             random = self._drawn(f"{arm.name}_random", seed)
             if not random.exists():
                 self._draw_set(f"{arm.name}_random", seed)
             samples = concatenate_samples([samples, KeptSamples(str(random)).get()])
         return samples, counts
+
+    def _draw_good(
+        self,
+        kind: str,
+        count: int,
+        stream: Seeds,
+        states: Sequence[dict[str, Tensor]],
+        config: RunConfig,
+    ) -> tuple[Samples, Counts]:
+        """As `draw`, less the ambiguous ones where they are not wanted."""
+        if not config.validity.unambiguous:
+            return self.draw(kind, count, stream, states, config)
+        parts: list[Samples] = []
+        counts: Counter[str] = Counter()
+        while (have := sum(map(len, parts))) < count:
+            samples, more = self.draw(kind, count - have, stream, states, config)
+            good = (~self._errors(samples)[1]).nonzero()[:, 0].tolist()
+            parts.append(samples[good])
+            counts.update(more)
+            counts["ambiguous"] += len(samples) - len(good)
+            counts["valid"] -= len(samples) - len(good)
+        return concatenate_samples(parts), dict(counts)
 
     def _settings_of(self, arm: str) -> RunConfig:
         """An arm's settings; PoseGen's own where no arm is compared (`posegen train`)."""

@@ -29,7 +29,8 @@ def finished(tmp_path_factory) -> Path:
         f"experiment.arms=[baseline,{','.join(ARMS)}]",
         "experiment.variants={level: ['generator.camera.elevation_high=20',"
         "'training.attack=source', 'feedback.reducible=0.5'],"
-        "mixed: ['training.attack=random', 'generator.share=0.5', 'feedback.band_of=prior']}",
+        "mixed: ['training.attack=random', 'generator.share=0.5', 'feedback.band_of=prior',"
+        "'validity.unambiguous=true']}",
         "generator.camera.elevation_low=-5",
         "experiment.test_view_images=4",
         "experiment.test_motion_images=4",
@@ -100,6 +101,10 @@ def test_the_poses_of_every_arm_are_measured_against_real_ones(finished):
     assert known.loc["real_poses", "nearest_mm"] == pytest.approx(0, abs=1e-3)
     assert (known.loc[["posegen", "hard_mined"], "nearest_mm"] > 1).all()
     assert (table["error_median_mm"] > 0).all()
+    ambiguous = known["ambiguous"]
+    assert ambiguous["mixed"] == 0  # asked for
+    assert ambiguous.drop("mixed").max() > 0
+    assert "coverage" in table
 
 
 def test_the_shipped_comparisons_compose():

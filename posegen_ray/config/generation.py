@@ -219,13 +219,16 @@ class FeedbackConfig:
 
 @dataclass
 class ValidityConfig:
-    """When a sample is thrown away before it is rendered. Metres and degrees."""
+    """When a sample is thrown away, most of the time before it is rendered. Metres and degrees."""
 
     limit_margin_degrees: float = 10.0  # beyond what the real poses and anatomy allow
     penetration: float = 0.03  # bones may overlap this much more than in the real poses
     frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
     visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
     camera_clearance: float = 0.3  # between the camera and any bone's surface
+    # of an arm's own images those are dropped whose label, mirrored or with left and right swapped,
+    # fits the starting estimator's answer better: it learns noise from them
+    unambiguous: bool = False
     above_ground: bool = False  # training images have no ground; test cameras always stand on one
     camera_height: float = 0.1  # above the ground, where there is one
 
