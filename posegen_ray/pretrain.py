@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from posegen_ray.assets import cache_folder
-from posegen_ray.checkpoint import save_checkpoint
+from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import COMPACT, RunConfig
 from posegen_ray.console import Console
 from posegen_ray.datasets.kept import KeptSamples
@@ -36,7 +36,7 @@ FORMAT = 1
 def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:
     """Draws source images, trains on them, judges on validation people, and writes the estimator.
 
-    Images that are drawn already are not drawn again.
+    Images that are drawn already are not drawn again, and weights that are trained are kept.
 
     Returns:
         The line to print.
@@ -47,16 +47,21 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
     check_pretraining(config)
     run = Run(config, folder, backend, console, pretrained=False)
     settings = config.pretrain
-    kept = folder / "drawn" / "pretrain"
-    if not kept.exists():
-        run.drawer()
-        with console.phase("draw", f"drawing {settings.images} source images"):
-            samples, _ = run.draw("source", settings.images, Seeds(config.seed, "pretrain"))
-        KeptSamples.write(samples, kept)
-    backend.release_renderer()
-    job = Pretrain(config, KeptSamples(str(kept.absolute())), config.seed)
-    with console.phase("pretrain", "training"):
-        ((weights, training_mm),) = backend.run([job], "training", "step")
+    trained = folder / "checkpoint" / "pretrained"
+    if not trained.exists():
+        kept = folder / "drawn" / "pretrain"
+        if not kept.exists():
+            run.drawer()
+            with console.phase("draw", f"drawing {settings.images} source images"):
+                samples, _ = run.draw("source", settings.images, Seeds(config.seed, "pretrain"))
+            KeptSamples.write(samples, kept)
+        backend.release_renderer()
+        job = Pretrain(config, KeptSamples(str(kept.absolute())), config.seed)
+        with console.phase("pretrain", "training"):
+            ((weights, training_mm),) = backend.run([job], "training", "step")
+        save_checkpoint(trained, {"weights": weights, "training_mm": training_mm})
+    state = load_checkpoint(trained)
+    weights, training_mm = state["weights"], state["training_mm"]
     figures = {"training_mpjpe_mm": training_mm}
     with console.phase("evaluate", "testing on validation people"):
         for name in ("val_source", "validation"):

@@ -153,10 +153,8 @@ def test_what_is_no_compact_hmr_is_refused(tmp_path, estimator):
 STAGE = "{cut: late, steps: 6, batch_size: 8, learning_rate: 1.0e-3}"
 
 
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pretrain")
-    arguments = [
+def tiny_pretraining(folder: Path) -> list[str]:
+    return [
         "pretrain",
         "experiment=tiny",
         "runtime=inprocess",
@@ -166,7 +164,12 @@ def pretrained(tmp_path_factory) -> Path:
         f"run_dir={folder}/run",
         f"out={folder}/hmr",
     ]
-    assert main(arguments) == 0
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrain")
+    assert main(tiny_pretraining(folder)) == 0
     return folder / "hmr"
 
 
@@ -185,6 +188,34 @@ def test_pretraining_leaves_an_estimator_that_says_what_it_has_seen(pretrained):
     assert not torch.equal(loaded.rest_joints, torch.zeros(24, 3))
     turned = from_axis_angle(torch.zeros(24, 3))[..., :2]
     assert not torch.allclose(loaded.init_pose, turned.flatten())
+
+
+def test_interrupted_pretraining_goes_on_and_ends_the_same(pretrained, tmp_path, monkeypatch):
+    """Stopped once before training and once after it: nothing that was done is done again."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def again(*_: object) -> None:
+        raise AssertionError("done before")
+
+    resume = ["pretrain", f"resume={tmp_path}/run", "runtime=inprocess"]
+    with monkeypatch.context() as patch:
+        patch.setattr("posegen_ray.pretrain.Pretrain.run", interrupted)
+        assert main(tiny_pretraining(tmp_path)) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("posegen_ray.pretrain.Run.draw", again)
+        patch.setattr("posegen_ray.pretrain._figures", interrupted)
+        assert main(resume) == 130
+    assert not (tmp_path / "hmr").exists()
+    monkeypatch.setattr("posegen_ray.pretrain.Run.draw", again)
+    monkeypatch.setattr("posegen_ray.pretrain.Pretrain.run", again)
+    assert main(resume) == 0
+    straight, resumed = (load_checkpoint(path) for path in (pretrained, tmp_path / "hmr"))
+    assert straight["about"] == resumed["about"]
+    assert all(
+        torch.equal(value, resumed["weights"][name]) for name, value in straight["weights"].items()
+    )
 
 
 def test_the_whole_loop_runs_with_it(pretrained, tmp_path):
