@@ -149,7 +149,7 @@ class PretrainConfig:
         default_factory=lambda: FineTuneConfig(
             stages=[
                 FineTuneStageConfig("late", 1500, 64, 1e-3),
-                FineTuneStageConfig("early", 600, 32, 3e-4),
+                FineTuneStageConfig("early", 400, 32, 3e-4),
             ],
             interpolation=1.0,
             losses=LossConfig(joints=1.0, joints_2d=1.0, rotations=0.1),

@@ -1,8 +1,10 @@
 """A compact HMR (Kanazawa et al. 2018) that is pre-trained here, on source images alone.
 
-EfficientNet-Lite0 (Tan and Le 2019; ImageNet weights by package) and a regressor that corrects
-pose, size and camera three times, starting from a mean; 6D rotations (Zhou et al. 2019). The
-skeleton is fixed but for its size, and stored with the weights: no body model is needed.
+The first five stages of EfficientNet-Lite0 (Tan and Le 2019; ImageNet weights by package), an
+encoder that keeps the places of its 14 x 14 cells (HMR averages over all: from a few thousand
+images that learns slowly), and HMR's regressor, which corrects pose, size and camera three times,
+starting from a mean; 6D rotations (Zhou et al. 2019). The skeleton is fixed but for its size, and
+stored with the weights: no body model is needed.
 `posegen pretrain` makes the weights (posegen_ray.pretrain).
 """
 
@@ -29,10 +31,11 @@ SIZE = COMPACT_CROP.size
 ITERATIONS = 3
 BACKBONE = "efficientnet-lite0"  # the asset
 FORMAT = 1
-_FEATURES = 1280
+_NETWORK = "tf_efficientnet_lite0"
 _HIDDEN = 512
+_CHANNELS = 128  # of the encoder
 _NUM_POSE = 6 * NUM_JOINTS
-_EARLY_STAGES, _LATE_STAGES = 5, 6  # of the backbone's seven: 14 x 14 and 7 x 7 cells are left
+_STAGES = {WHOLE: 0, EARLY: 3, LATE: 5}  # of the backbone that lie before a cut; all of them: 5
 
 
 class CompactHMR(PoseEstimator):
@@ -58,12 +61,21 @@ class CompactHMR(PoseEstimator):
         self, rest_joints: Tensor | None = None, mean_rotations: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.backbone: Any = timm.create_model(
-            "tf_efficientnet_lite0", pretrained=False, num_classes=0
+        self.backbone: Any = _backbone()
+        channels = self.backbone.blocks[-1][-1].conv_pwl.out_channels
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, _CHANNELS, 1),
+            nn.GroupNorm(8, _CHANNELS),
+            nn.ReLU(),
+            nn.Conv2d(_CHANNELS, _CHANNELS, 3, 2, 1),
+            nn.GroupNorm(8, _CHANNELS),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(_CHANNELS * 7 * 7, _HIDDEN),
+            nn.LayerNorm(_HIDDEN),
+            nn.ReLU(),
         )
-        # depthwise convolutions take half the time on a CPU in this layout
-        self.backbone.to(memory_format=torch.channels_last)
-        self.fc1 = nn.Linear(_FEATURES + _NUM_POSE + 4, _HIDDEN)
+        self.fc1 = nn.Linear(_HIDDEN + _NUM_POSE + 4, _HIDDEN)
         self.fc2 = nn.Linear(_HIDDEN, _HIDDEN)
         self.act = nn.ReLU()
         self.decpose = nn.Linear(_HIDDEN, _NUM_POSE)
@@ -96,25 +108,20 @@ class CompactHMR(PoseEstimator):
         images: Tensor,  # [B, 3, 224, 224], or the features at `start`
         cut: str,
         start: str = WHOLE,
-    ) -> Tensor:  # early: [B, 112, 14, 14]; late: [B, 192, 7, 7]
+    ) -> Tensor:  # early: [B, 40, 28, 28]; late: [B, 112, 14, 14]
         self.check_cut(cut)
         self.check_cut(start)
-        stages = {WHOLE: 0, EARLY: _EARLY_STAGES, LATE: _LATE_STAGES}
         x = images
         if start == WHOLE != cut:
             # what the published weights were trained on: [-1, 1]
             x = (2 * x - 1).contiguous(memory_format=torch.channels_last)
             x = self.backbone.bn1(self.backbone.conv_stem(x))
-        for stage in self.backbone.blocks[stages[start] : stages[cut]]:
+        for stage in self.backbone.blocks[_STAGES[start] : _STAGES[cut]]:
             x = stage(x)
         return x
 
     def head(self, features: Tensor, cut: str) -> Estimate:
-        x = self.stem(features, LATE, cut)
-        x = x.contiguous(memory_format=torch.channels_last)
-        for stage in self.backbone.blocks[_LATE_STAGES:]:
-            x = stage(x)
-        x = self.backbone.bn2(self.backbone.conv_head(x)).mean((2, 3))
+        x = self.encoder(self.stem(features, LATE, cut))
         count = len(x)
         pose = self.init_pose.expand(count, -1)
         size = x.new_zeros(count, 1)  # log of the skeleton's size, relative to the mean
@@ -137,15 +144,14 @@ class CompactHMR(PoseEstimator):
         self.check_cut(cut)
         if cut == WHOLE:
             return list(self.parameters())
-        first = {EARLY: _EARLY_STAGES, LATE: _LATE_STAGES}[cut]
-        net = self.backbone
-        tail = [*net.blocks[first:], net.conv_head, net.bn2, self.fc1, self.fc2]
+        tail = [*self.backbone.blocks[_STAGES[cut] :], self.encoder, self.fc1, self.fc2]
         tail += [self.decpose, self.decsize, self.deccam]
         return [parameter for module in tail for parameter in module.parameters()]
 
 
-def load_imagenet(estimator: CompactHMR) -> None:
-    """Gives the backbone its ImageNet weights, from the asset cache; fetched if not there.
+def imagenet_network() -> Any:
+    """timm's EfficientNet-Lite0 with its classifier and the published weights, from the asset
+    cache; fetched if not there.
 
     The published file names its tensors otherwise than timm does, but lists them in the same order.
 
@@ -153,16 +159,34 @@ def load_imagenet(estimator: CompactHMR) -> None:
         AssetError: they cannot be fetched.
         CheckpointError: the file does not fit.
     """
+    network: Any = timm.create_model(_NETWORK, pretrained=False)
     path = assets.fetch(BACKBONE)
-    published = read_checkpoint(path)
-    values = [value for name, value in published.items() if not name.startswith("_fc.")]
-    names = list(estimator.backbone.state_dict())
-    if len(values) != len(names):
+    published, names = read_checkpoint(path), list(network.state_dict())
+    if len(published) != len(names):
         raise CheckpointError(
-            f"{path} has {len(values)} tensors, EfficientNet-Lite0 {len(names)}.",
+            f"{path} has {len(published)} tensors, EfficientNet-Lite0 {len(names)}.",
             f"Delete it and run `posegen assets fetch {BACKBONE}`.",
         )
-    load_strictly(estimator.backbone, dict(zip(names, values, strict=True)), path)
+    load_strictly(network, dict(zip(names, published.values(), strict=True)), path)
+    return network
+
+
+def load_imagenet(estimator: CompactHMR) -> None:
+    """Gives the backbone its ImageNet weights. Raises as `imagenet_network`."""
+    estimator.backbone.load_state_dict(_first_stages(imagenet_network()).state_dict())
+
+
+def _backbone() -> Any:
+    return _first_stages(timm.create_model(_NETWORK, pretrained=False))
+
+
+def _first_stages(network: Any) -> Any:
+    """What comes before the last two stages, in the layout in which depthwise convolutions take
+    half the time on a CPU."""
+    parts: Any = nn.Module()
+    parts.conv_stem, parts.bn1 = network.conv_stem, network.bn1
+    parts.blocks = network.blocks[: _STAGES[LATE]]
+    return parts.to(memory_format=torch.channels_last)
 
 
 def load_compact_hmr(folder: Path) -> CompactHMR:
