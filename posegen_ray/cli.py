@@ -43,6 +43,8 @@ usage: posegen <command> [key=value ...]
   tune       search for better settings, judged on validation images (tune=asha|optuna|random
              n_trials=N); resume=DIR goes on
   report     write a run's report.html again (run=DIR)
+  atlas      what the estimator gets wrong by pose, viewpoint and body part, before and after:
+             atlas.html and atlas.csv in the run folder (run=DIR arm=posegen)
   doctor     what is there, what is missing, and what each thing is needed for
 
 Settings are Hydra overrides:
@@ -219,6 +221,16 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def atlas(arguments: Sequence[str]) -> int:
+    """Failures before and after one arm, as a page and a table, from what the run left."""
+    from posegen_ray.experiment import rewrite_atlas
+
+    config, _ = _settings(arguments)
+    run, _ = _open_run(config)
+    print("\n".join(map(str, rewrite_atlas(run, config.arm))))
+    return 0
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """What is there, what is missing, and what it is needed for."""
     from posegen_ray.doctor import examine
@@ -242,6 +254,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "experiment": experiment,
     "tune": tune,
     "report": report,
+    "atlas": atlas,
     "doctor": doctor,
 }
 

@@ -11,6 +11,8 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
                 summary.json report.html
+                pose_sets.csv           what the training poses are like, against motion capture
+                atlas.html atlas.csv    failures by pose, viewpoint and body part
 """
 
 from __future__ import annotations
@@ -31,11 +33,14 @@ from posegen_ray.errors import (
     ResourceError,
 )
 from posegen_ray.estimators.registry import check_estimator
+from posegen_ray.evaluation.failure_page import write_failure_atlas
+from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE
 from posegen_ray.evaluation.report import write_report
 from posegen_ray.evaluation.store import (
     ReportInputs,
     load_evaluation,
     save_evaluation,
+    write_atomically,
 )
 from posegen_ray.evaluation.summary import (
     build_summary,
@@ -167,6 +172,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
         settings=run.settings(),
+        pose_sets=run.pose_sets(),
     )
     save_evaluation(folder, inputs)
     run.tidy()
@@ -217,8 +223,18 @@ def rewrite_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def rewrite_atlas(folder: Path, arm: str) -> tuple[Path, Path]:
+    """Writes atlas.html and atlas.csv of one arm (empty: the last) from what the run left."""
+    config = read_config(folder / "config.yaml")
+    return write_failure_atlas(folder, load_evaluation(folder), arm, config.evaluation)
+
+
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
     summary = build_summary(inputs, settings.bootstrap)
     write_summary(folder, summary)
+    if len(inputs.pose_sets):
+        text = inputs.pose_sets.to_csv(index=False, float_format="%.5g")
+        write_atomically(folder / POSE_SETS_TABLE, lambda file: file.write(text.encode()))
+    write_failure_atlas(folder, inputs, settings=settings)
     write_report(folder, inputs, settings)
     return terminal_table(summary)

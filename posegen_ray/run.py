@@ -28,6 +28,7 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
+from posegen_ray.evaluation.drawn_sets import drawn_pose_sets, pose_column
 from posegen_ray.evaluation.store import (
     RenderSpeed,
 )
@@ -377,6 +378,12 @@ class Run:
         reasons = {name: n for name, n in total.items() if name not in ("drawn", "valid")}
         return total["drawn"], total["valid"], reasons
 
+    def pose_sets(self) -> pd.DataFrame:
+        """What the drawn sets' poses are like, against real motion capture."""
+        with self.console.phase("pose_sets", "measuring the drawn poses"):
+            rest = load_body(self.config.body).joint_template
+            return drawn_pose_sets(self.folder / "samples", load_splits(self.config.motion), rest)
+
     def history(self) -> pd.DataFrame:
         """The training curves of all seeds."""
         if "posegen" not in self.config.experiment.arms:
@@ -433,6 +440,7 @@ class Run:
                 "azimuth": samples.view[:, 0].numpy(),
                 "elevation": samples.view[:, 1].numpy(),
                 "roll": samples.view[:, 2].numpy(),
+                "pose": pose_column(samples.rotations),
             }
         )
         table.to_parquet(folder / f"{name}.parquet")

@@ -1,8 +1,8 @@
 """Do training samples reach what the estimator fails on? Coverage of failure clusters.
 
 Held-out samples are grouped in pose x view space; a group that the baseline fails on is a failure
-cluster. A set of samples (generated, or a control) reaches it when enough of its samples are nearest
-to that group and are failures themselves: near alone, or hard alone, is not enough.
+cluster. A set of samples (generated, or a control) reaches it when enough of its samples are
+nearest to that group and are failures themselves: near alone, or hard alone, is not enough.
 
 Legend: N held-out samples, M samples of a set, F features.
 """

@@ -101,11 +101,14 @@ def in_short(atlas: FailureAtlas) -> str:
         f"worse, in {verdicts.count('undecided')} no difference was measured (95 % intervals, not "
         "corrected for looking at many cells).",
     ]
-    text = "".join(f"<p>{escape(line)}</p>" for line in lines)
     if not ranked:
-        return f'{text}<p class="note">Too few test images for a ranking of cells.</p>'
+        lines.append("Too few test images to rank cells: pose clusters from all viewpoints follow.")
+        ranked = tuple(
+            sorted(atlas.clusters, key=lambda cell: cell.parts["all"].before_mm, reverse=True)
+        )
+    text = "".join(f"<p>{escape(line)}</p>" for line in lines)
     items = "".join(_item(cell, cell.worst_part) for cell in ranked[:_LISTED])
-    return f"{text}<h3>Worst before, with their worst part</h3><ul>{items}</ul>"
+    return f"{text}<h3>What is worst before, with its worst part</h3><ul>{items}</ul>"
 
 
 def _item(cell: FailureCell, part: str) -> str:
@@ -113,8 +116,7 @@ def _item(cell: FailureCell, part: str) -> str:
     verdict = _judged(error)
     interval = f" ({millimetre_text(error.change)})" if error.change else " (no interval)"
     return (
-        f"<li>{escape(cell.sentence(part))}"
-        f'<span class="{verdict}">{escape(interval)}</span></li>'
+        f'<li>{escape(cell.sentence(part))}<span class="{verdict}">{escape(interval)}</span></li>'
     )
 
 

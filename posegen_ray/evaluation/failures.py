@@ -29,6 +29,7 @@ THRESHOLD_FACTOR = 1.5
 LEAST = 5  # samples of a cell that is ranked and has an interval
 SIDES = ("the front", "the left", "the back", "the right")
 HEIGHT_EDGE_DEG = 15.0
+EVERYWHERE = "all"  # side and height of a cluster that is not divided by view
 HEIGHTS = ("from below", "at eye level", "from above")
 
 
@@ -89,10 +90,12 @@ class FailureCell:
     @property
     def place(self) -> str:
         """Cluster and view in words."""
-        seen = (
-            f"from {self.side} {self.height}" if "eye" in self.height else f"{self.height}, "
-            f"{self.side.removeprefix('the ')}"
-        )
+        if self.side == EVERYWHERE:
+            seen = "from everywhere"
+        elif self.height == HEIGHTS[1]:
+            seen = f"from {self.side} {self.height}"
+        else:
+            seen = f"{self.height}, {self.side.removeprefix('the ')}"
         return f"{self.motions} (cluster {self.cluster + 1}) seen {seen}"
 
     @property
@@ -149,9 +152,7 @@ def build_failure_atlas(
     median = float(np.median(chosen.mean(2)))
     threshold = THRESHOLD_FACTOR * median
     cells = _Cells(inputs, before, after, threshold, n_boot)
-    cluster_of, representatives = cluster_poses(
-        pelvis_frame_joints(inputs.samples), clusters, seed
-    )
+    cluster_of, representatives = cluster_poses(pelvis_frame_joints(inputs.samples), clusters, seed)
     view = inputs.samples.view.detach().cpu().double().numpy()
     side_of, height_of = coarse_views(view)
     found = []
@@ -160,7 +161,7 @@ def build_failure_atlas(
         inside = cluster_of == cluster
         rows = np.flatnonzero(inside)
         motions = motions_text(Counter(motion_name(inputs.samples.clips[row]) for row in rows))
-        whole.append(cells.make(cluster, motions, "all", "all", rows))
+        whole.append(cells.make(cluster, motions, EVERYWHERE, EVERYWHERE, rows))
         for side, side_name in enumerate(SIDES):
             for height, height_name in enumerate(HEIGHTS):
                 rows = np.flatnonzero(inside & (side_of == side) & (height_of == height))

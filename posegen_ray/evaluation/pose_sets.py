@@ -24,6 +24,7 @@ from torch import Tensor
 from posegen_ray.body.model import forward_kinematics
 from posegen_ray.errors import DataError
 
+POSE_SETS_TABLE = "pose_sets.csv"
 NEIGHBOURS = 3  # k of precision and recall, as published
 YARDSTICK = "left-out clip"  # names of the yardstick's rows begin with it
 

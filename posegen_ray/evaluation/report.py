@@ -23,7 +23,10 @@ from posegen_ray.evaluation.atlas import (
     FailureMode,
     build_atlas,
 )
+from posegen_ray.evaluation.failure_page import ATLAS_PAGE, in_short
+from posegen_ray.evaluation.failures import build_failure_atlas
 from posegen_ray.evaluation.page import html_page
+from posegen_ray.evaluation.pose_sets_section import pose_sets_section
 from posegen_ray.evaluation.protocol import SETS, motion_table
 from posegen_ray.evaluation.results import results_section, verdict_section
 from posegen_ray.evaluation.store import (
@@ -70,7 +73,8 @@ def render_page(inputs: ReportInputs, settings: EvaluationConfig) -> str:
         ("curves", "Training curves", _curves(inputs.history)),
         ("motions", "Error by motion", _motions(tables, final)),
         ("hardest", "Hardest samples", _hardest(inputs, tables, final, settings.hardest)),
-        ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings.clusters)),
+        ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings)),
+        ("poses", "Poses", pose_sets_section(inputs.pose_sets)),
         ("generated", "Generated samples", _generated(inputs, settings.generated)),
         ("rejected", "Rejected candidates", _rejected(inputs.rejected, summary.samples.rejected)),
         ("run", "The run", _run(summary, inputs.settings)),
@@ -195,12 +199,18 @@ def _hardest(
 
 
 def _atlas(
-    inputs: ReportInputs, tables: Mapping[str, list[pd.DataFrame]], final: str, clusters: int
+    inputs: ReportInputs,
+    tables: Mapping[str, list[pd.DataFrame]],
+    final: str,
+    settings: EvaluationConfig,
 ) -> str:
     before, after = (_mean_error(tables[arm]) for arm in ("baseline", final))
-    atlas = build_atlas(inputs.samples, before, after, clusters)
+    atlas = build_atlas(inputs.samples, before, after, settings.clusters)
+    cells = build_failure_atlas(inputs, final, settings.clusters, settings.bootstrap)
     return (
-        "<h3>By pose</h3><p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
+        f'{in_short(cells)}<p>Pictures, body parts and all cells: <a href="{ATLAS_PAGE}">'
+        f"{ATLAS_PAGE}</a>.</p><h3>By pose</h3>"
+        "<p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
         f"largest first, all sets; MPJPE of baseline → {ARM_LABELS[final]}.</p>"
         f"{gallery.cluster_cards(inputs.samples, atlas.clusters)}{_viewpoints(atlas, final)}"
     )

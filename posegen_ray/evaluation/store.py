@@ -79,6 +79,8 @@ class ReportInputs:
     generated: Tensor | None = None  # [M, 3, S, S] uint8, samples that the generator made
     title: str = "PoseGen"
     settings: Mapping[str, str] = field(default_factory=dict)  # shown as they are, e.g. "arm steps"
+    # from drawn_sets.drawn_pose_sets: a row a set of poses and reference
+    pose_sets: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
         check_sets(self.sets, len(self.samples))
@@ -155,6 +157,7 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "history": {
             str(name): list(column) for name, column in inputs.history.to_dict("list").items()
         },
+        "pose_sets": inputs.pose_sets.to_dict("records"),
     }
     write_atomically(folder / ARRAYS_FILE, lambda file: np.savez(file, **packed))  # type: ignore[arg-type]
     write_json(folder / NAMES_FILE, names)
@@ -232,6 +235,8 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
             else None
         ),
         settings=names["settings"],
+        # runs of before these measures have none
+        pose_sets=pd.DataFrame(names.get("pose_sets", [])),
     )
 
 

@@ -23,9 +23,7 @@ _ERROR = {"A": 80.0, "B": 300.0, "C": 90.0, "D": 260.0}
 
 def _at(places: str) -> np.ndarray:
     random = np.random.default_rng(len(places))
-    return np.array([_PLACES[name] for name in places]) + 0.1 * random.normal(
-        size=(len(places), 2)
-    )
+    return np.array([_PLACES[name] for name in places]) + 0.1 * random.normal(size=(len(places), 2))
 
 
 @pytest.fixture

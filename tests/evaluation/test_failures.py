@@ -150,6 +150,6 @@ def test_few_samples_and_unknown_arms(inputs: ReportInputs) -> None:
     atlas = build_failure_atlas(few, "posegen")
     assert "on all images" in atlas.threshold_text
     assert atlas.ranked == ()
-    assert "Too few test images" in render_failure_page(few, atlas)
+    assert "Too few test images to rank cells" in render_failure_page(few, atlas)
     with pytest.raises(DataError, match=r"no arm 'hard'.*baseline"):
         build_failure_atlas(inputs, "hard")
