@@ -26,6 +26,7 @@ from posegen_ray.errors import DataError
 
 POSE_SETS_TABLE = "pose_sets.csv"
 NEIGHBOURS = 3  # k of precision and recall, as published
+_SAME = 1e-5  # metres: a pose that went through a file is no farther from itself (float32)
 YARDSTICK = "left-out clip"  # names of the yardstick's rows begin with it
 
 Floats = npt.NDArray[np.float64]
@@ -197,7 +198,7 @@ def _radii(rows: Floats, neighbours: int) -> Floats:  # [N]
     """Distance of each row to its k-th nearest other row (Kynkäänniemi et al. 2019)."""
     distance = cdist(rows, rows)
     np.fill_diagonal(distance, np.inf)
-    return np.asarray(np.partition(distance, neighbours - 1, axis=1)[:, neighbours - 1])
+    return np.asarray(np.partition(distance, neighbours - 1, axis=1)[:, neighbours - 1]) + _SAME
 
 
 def _check(name: str, rows: Floats, neighbours: int) -> None:
