@@ -38,8 +38,9 @@ usage: posegen <command> [key=value ...]
   evaluate   test the estimators of a run again (run=DIR), or an estimator, or those of a run, on a
              public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR), or on people
              marked in pictures (dataset=keypoints dataset.labels=FILE data_root=DIR)
-  experiment several estimators before and after, on public test sets (experiment=paper
-             estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
+  experiment a larger comparison: controls and test sets (experiment=ood), PoseGen's parts
+             (experiment=ablation), or several estimators before and after, on public test sets
+             (experiment=paper estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
   tune       search for better settings, judged on validation images (tune=asha|optuna|random
              n_trials=N); resume=DIR goes on
   report     write a run's report.html again (run=DIR)
@@ -181,10 +182,14 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def experiment(arguments: Sequence[str]) -> int:
-    """The paper's table: estimators before and after PoseGen, on public test sets."""
+    """A comparison as `demo`; or the paper's table: several estimators on public test sets."""
+    from posegen_ray.compose import compose_config
     from posegen_ray.console import Console
     from posegen_ray.paper import run_paper
 
+    config = compose_config(arguments)
+    if not (config.estimators or config.datasets or config.experiment.name == "paper"):
+        return demo(arguments)
     console = Console()
     print(run_paper(arguments, lambda config, at: _backend(config, at, console), console))
     return 0

@@ -10,7 +10,7 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
-                summary.json report.html
+                summary.json comparison.csv report.html
                 pose_sets.csv           what the training poses are like, against motion capture
                 atlas.html atlas.csv    failures by pose, viewpoint and body part
 """
@@ -33,6 +33,7 @@ from posegen_ray.errors import (
     ResourceError,
 )
 from posegen_ray.estimators.registry import check_estimator
+from posegen_ray.evaluation.comparison import comparison_table, write_comparison
 from posegen_ray.evaluation.failure_page import write_failure_atlas
 from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE
 from posegen_ray.evaluation.report import write_report
@@ -45,6 +46,7 @@ from posegen_ray.evaluation.store import (
 from posegen_ray.evaluation.summary import (
     build_summary,
     collect_versions,
+    evaluate_arms,
     terminal_table,
     write_summary,
 )
@@ -147,9 +149,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
     run = Run(config, folder, backend, console)
     tests = run.test_set()
     answers = {"baseline": [run.baseline(tests)]}
-    if "posegen" in config.experiment.arms:
-        for seed in config.experiment.seeds:
-            run.training(seed)
+    run.trainings()
     run.draw_arms()
     speed, gallery = run.speed(), run.gallery()
     backend.release_renderer()  # nothing is rendered any more, and fine-tuning needs the memory
@@ -224,17 +224,19 @@ def rewrite_report(folder: Path) -> Path:
 
 
 def rewrite_atlas(folder: Path, arm: str) -> tuple[Path, Path]:
-    """Writes atlas.html and atlas.csv of one arm (empty: the last) from what the run left."""
+    """Writes atlas.html and atlas.csv of one arm (empty: the report's) from what the run left."""
     config = read_config(folder / "config.yaml")
     return write_failure_atlas(folder, load_evaluation(folder), arm, config.evaluation)
 
 
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
-    summary = build_summary(inputs, settings.bootstrap)
+    tables = evaluate_arms(inputs)
+    summary = build_summary(inputs, settings.bootstrap, tables)
     write_summary(folder, summary)
     if len(inputs.pose_sets):
         text = inputs.pose_sets.to_csv(index=False, float_format="%.5g")
         write_atomically(folder / POSE_SETS_TABLE, lambda file: file.write(text.encode()))
     write_failure_atlas(folder, inputs, settings=settings)
+    write_comparison(folder, comparison_table(tables, settings.bootstrap))
     write_report(folder, inputs, settings)
     return terminal_table(summary)

@@ -60,6 +60,8 @@ class GeneratorConfig:
     residual_prior: float = 0.6  # spread of the turns before learning, as a share of that bound
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
+    tumble: float = 0.0  # share of poses whose whole body turns about a level axis, by up to 180
+    learns: str = "both"  # both | pose | camera: the other one stays as its prior draws it
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 1.5  # how far the camera may move from its prior, in logits
     candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
@@ -90,9 +92,15 @@ class GeneratorConfig:
             "Use at least one candidate and a positive temperature.",
         )
         require(
-            0 <= self.recombine <= 1 and self.camera_shift >= 0,
-            f"generator recombine={self.recombine} or camera_shift={self.camera_shift} is no good.",
-            "recombine is a share between 0 and 1; camera_shift is not negative.",
+            self.learns in ("both", "pose", "camera"),
+            f"generator.learns={self.learns!r} is nothing to learn.",
+            "Choose both (default), pose or camera.",
+        )
+        require(
+            0 <= self.recombine <= 1 and 0 <= self.tumble <= 1 and self.camera_shift >= 0,
+            f"generator recombine={self.recombine}, tumble={self.tumble} or "
+            f"camera_shift={self.camera_shift} is no good.",
+            "recombine and tumble are shares between 0 and 1; camera_shift is not negative.",
         )
 
 
@@ -133,6 +141,9 @@ class FeedbackConfig:
     band_high: float = 2.0
     softness: float = 0.25  # of the band's ends, in widths of the band
     overshoot: float = 0.5  # fine above the band, per width of the band
+    # share of what a reference estimator's error would be paid that is held back: what even an
+    # estimator trained on broad data gets wrong is hard for other reasons (Mindermann et al. 2022)
+    reducible: float = 0.0
     pay_ambiguous: bool = False  # pay also where a mirrored or depth-swapped label fits better
     # how payments reach the generator. image: their gradient; score: a score function, which needs
     # only the estimator's answers; auto: image where the estimator is differentiable
@@ -168,6 +179,11 @@ class FeedbackConfig:
             f"feedback estimator_gradient={self.estimator_gradient!r}, "
             f"score_noise={self.score_noise} is no good.",
             "Choose auto, image or score, and a positive noise (0.3 is the default).",
+        )
+        require(
+            0 <= self.reducible <= 1,
+            f"feedback.reducible={self.reducible} is not between 0 and 1.",
+            "0 pays for error, 1 for what the reference estimator does better.",
         )
         rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
         priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)

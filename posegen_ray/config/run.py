@@ -37,7 +37,7 @@ class RunConfig:
     run_dir: str = "runs/${experiment.name}"
     resume: str = ""  # a run folder to go on with
     run: str = ""  # generate, evaluate, report, atlas: the finished run to work on
-    arm: str = ""  # atlas: which arm is "after"; empty: the run's last
+    arm: str = ""  # atlas: which arm is "after"; empty: the report's
     capture: str = ""  # fit: the capture folder
     # fit: several side by side, each a capture folder or a person of subject.source
     subjects: list[str] = field(default_factory=list)

@@ -143,7 +143,9 @@ def _mode(
 
 
 def motions_text(motions: Counter[str]) -> str:
-    """The motions that make up most of a group, e.g. `walk 61 %, run 30 %`."""
+    """The motions that make up most of a group, e.g. `walk 61 %, run 30 %`, or `walk`."""
+    if len(motions) == 1:
+        return next(iter(motions))
     total = sum(motions.values())
     parts = [
         f"{name} {count / total:.0%}".replace("%", " %") for name, count in motions.most_common(2)

@@ -26,9 +26,10 @@ from posegen_ray.evaluation.failures import (
     failure_table,
 )
 from posegen_ray.evaluation.metrics import mpjpe
+from posegen_ray.evaluation.names import arm_label
 from posegen_ray.evaluation.page import html_page
 from posegen_ray.evaluation.store import ReportInputs, write_atomically
-from posegen_ray.evaluation.summary import ARM_LABELS, judgement, millimetre_text
+from posegen_ray.evaluation.summary import judgement, millimetre_text
 
 ATLAS_PAGE = "atlas.html"
 ATLAS_TABLE = "atlas.csv"
@@ -41,16 +42,21 @@ Floats = npt.NDArray[np.float64]
 def write_failure_atlas(
     folder: Path, inputs: ReportInputs, arm: str = "", settings: EvaluationConfig | None = None
 ) -> tuple[Path, Path]:
-    """Writes page and table of one arm (the run's last unless told); returns their paths.
+    """Writes page and table of one arm; returns their paths.
+
+    The report's arm (PoseGen, or the last of a run without it) is `atlas.html`, which the report
+    links to; another one is `atlas-<arm>.html`.
 
     Raises:
         DataError: the run has no such arm.
     """
     settings = settings or EvaluationConfig()
-    atlas = build_failure_atlas(
-        inputs, arm or inputs.arms[-1], settings.clusters, settings.bootstrap
-    )
+    usual = "posegen" if "posegen" in inputs.arms else inputs.arms[-1]
+    arm = arm or usual
+    atlas = build_failure_atlas(inputs, arm, settings.clusters, settings.bootstrap)
     page, table = folder / ATLAS_PAGE, folder / ATLAS_TABLE
+    if arm != usual:
+        page, table = (path.with_stem(f"{path.stem}-{arm}") for path in (page, table))
     text = failure_table(atlas).to_csv(index=False, float_format="%.4g")
     write_atomically(table, lambda file: file.write(text.encode()))
     html = render_failure_page(inputs, atlas)
@@ -60,7 +66,7 @@ def write_failure_atlas(
 
 def render_failure_page(inputs: ReportInputs, atlas: FailureAtlas) -> str:
     """The whole page as text."""
-    arm = ARM_LABELS[atlas.arm]
+    arm = arm_label(atlas.arm)
     sections = [
         ("summary", "In short", in_short(atlas)),
         ("parts", "Pose and body part", _parts(atlas)),
@@ -85,7 +91,7 @@ def render_failure_page(inputs: ReportInputs, atlas: FailureAtlas) -> str:
 
 def in_short(atlas: FailureAtlas) -> str:
     """Threshold, counts, and the worst cells in words: also the report's short form."""
-    arm = ARM_LABELS[atlas.arm]
+    arm = arm_label(atlas.arm)
     ranked = atlas.ranked
     verdicts = [_judged(cell.parts["all"]) for cell in ranked]
     total = sum(len(cell.rows) for cell in atlas.cells)
@@ -137,7 +143,7 @@ def _parts(atlas: FailureAtlas) -> str:
         "<p>Pose clusters from all viewpoints, largest first (k-means on the joints in the "
         f"pelvis' frame), by body part. Pale: fewer than {LEAST} samples.</p>"
         f"<h3>Before, mm</h3>{table(lambda error: error.before_mm)}"
-        f"<h3>Change with {ARM_LABELS[atlas.arm]}, mm (negative: better)</h3>"
+        f"<h3>Change with {arm_label(atlas.arm)}, mm (negative: better)</h3>"
         f"{table(lambda error: error.after_mm - error.before_mm, True)}"
         f"<h3>Share above the threshold before, %</h3>"
         f"{table(lambda error: 100 * error.failing_before)}"
@@ -188,7 +194,7 @@ def _pictures(inputs: ReportInputs, atlas: FailureAtlas, rows: Sequence[int]) ->
     before_mm, after_mm = (
         np.asarray(mpjpe(joints, truth).numpy(), dtype=np.float64) for joints in (before, after)
     )
-    labels = (ARM_LABELS["baseline"], ARM_LABELS[atlas.arm])
+    labels = (arm_label("baseline"), arm_label(atlas.arm))
     return gallery.before_after_cards(
         inputs.samples, rows, before, after, before_mm, after_mm, labels
     )

@@ -7,8 +7,8 @@ from html import escape
 import numpy as np
 import pandas as pd
 
+from posegen_ray.evaluation.names import arm_label, set_label
 from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE, YARDSTICK, beside_yardstick
-from posegen_ray.evaluation.summary import ARM_LABELS, SET_LABELS
 
 _MM = ("apd_mm", "nearest_median_mm", "nearest_p90_mm")
 _COLUMNS = {
@@ -111,9 +111,9 @@ def _without_seed(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    if name in ARM_LABELS:
-        return f"{ARM_LABELS[name]} half"
-    words = name.split()
-    if words[0] in SET_LABELS:
-        return " ".join([SET_LABELS[words[0]], *words[1:]])
-    return name.replace("_", " ").capitalize()
+    """`posegen` -> `PoseGen half`, `ood clips` -> `OOD clips`."""
+    if name == "source_half":
+        return "Source half"
+    if name.endswith(" clips"):
+        return f"{set_label(name.removesuffix(' clips'))} clips"
+    return f"{arm_label(name)} half"

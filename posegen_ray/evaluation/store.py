@@ -26,12 +26,12 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera
 from posegen_ray.errors import DataError
 from posegen_ray.evaluation.metrics import checked_joints
-from posegen_ray.evaluation.protocol import ARMS, check_sets
+from posegen_ray.evaluation.protocol import check_sets
 from posegen_ray.records import Samples
 
 ARRAYS_FILE = "evaluation.npz"
 NAMES_FILE = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 _JPEG_QUALITY = 95
 
 
@@ -57,15 +57,15 @@ class ReportInputs:
     """What a finished comparison knows; summary and report are functions of it alone.
 
     Raises:
-        DataError: at construction, when parts do not fit together (unknown arm, missing baseline,
-            wrong shapes, NaN in predictions, a set name missing).
+        DataError: at construction, when parts do not fit together (missing baseline, wrong shapes,
+            NaN in predictions, a set name missing).
     """
 
     estimator: str
     seeds: tuple[int, ...]
-    predictions: Mapping[str, Tensor]  # arm -> [seeds or 1, N, 12, 3] metres; arms out of ARMS
+    predictions: Mapping[str, Tensor]  # arm -> [seeds or 1, N, 12, 3] metres, baseline first
     samples: Samples  # the test set, N rows
-    sets: tuple[str, ...]  # N names: source | wild | ood
+    sets: tuple[str, ...]  # N names out of protocol.SETS
     train_images: int  # images each fine-tuned arm was trained on (per seed)
     timing_s: Mapping[str, float]  # phase -> seconds
     versions: Mapping[str, str]
@@ -84,11 +84,10 @@ class ReportInputs:
 
     def __post_init__(self) -> None:
         check_sets(self.sets, len(self.samples))
-        unknown = sorted(set(self.predictions) - set(ARMS))
-        if unknown or "baseline" not in self.predictions:
+        if next(iter(self.predictions), None) != "baseline":
             raise DataError(
-                f"The arms {', '.join(sorted(self.predictions)) or '(none)'} cannot be compared.",
-                f"Give the baseline and any of {', '.join(ARMS[1:])}.",
+                f"The arms {', '.join(self.predictions) or '(none)'} cannot be compared.",
+                "Give the baseline first, then the arms that are compared with it.",
             )
         for arm, joints in self.predictions.items():
             seeds, count = joints.shape[0], joints.shape[1] if joints.ndim > 1 else 0
@@ -103,8 +102,8 @@ class ReportInputs:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that are there, in the order of ARMS."""
-        return tuple(arm for arm in ARMS if arm in self.predictions)
+        """The arms, the baseline first."""
+        return tuple(self.predictions)
 
     @property
     def counts(self) -> SampleCounts:
@@ -142,6 +141,7 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "format": FORMAT,
         "estimator": inputs.estimator,
         "title": inputs.title,
+        "arms": list(inputs.arms),
         "seeds": list(inputs.seeds),
         "sets": list(inputs.sets),
         "subjects": list(samples.subjects),
@@ -216,9 +216,7 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
         estimator=names["estimator"],
         title=names["title"],
         seeds=tuple(names["seeds"]),
-        predictions={
-            arm: arrays[f"predictions_{arm}"] for arm in ARMS if f"predictions_{arm}" in arrays
-        },
+        predictions={arm: arrays[f"predictions_{arm}"] for arm in names["arms"]},
         samples=samples,
         sets=tuple(names["sets"]),
         train_images=names["train_images"],

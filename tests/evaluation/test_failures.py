@@ -124,6 +124,7 @@ def test_a_failing_part_is_found(inputs: ReportInputs) -> None:
 def test_page_and_table(inputs: ReportInputs, tmp_path: Path) -> None:
     settings = EvaluationConfig(bootstrap=200, clusters=3)
     page, table = write_failure_atlas(tmp_path, inputs, "random", settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"atlas-random.html", "atlas-random.csv"}
     text = page.read_text()
     bare = re.sub(r"base64,[^\"]*", "", text)
     assert "://" not in bare
