@@ -19,6 +19,7 @@ from torch import Tensor
 from posegen_ray.body.rotation import from_6d, to_6d
 from posegen_ray.evaluation.pose_sets import (
     NEIGHBOURS,
+    REFERENCES,
     leave_clips_out,
     measure_poses,
     pose_features,
@@ -66,11 +67,8 @@ def drawn_pose_sets(
     def frames(clips: tuple[Clip, ...]) -> Floats:
         return pose_features(torch.cat([clip.poses.rotations for clip in clips]), rest_joints)
 
-    real = {
-        "source": frames(splits.source_train),
-        "validation": frames(splits.validation),
-        "ood": frames(splits.ood),
-    }
+    clips = (splits.source_train, splits.validation, splits.ood)
+    real = {name: frames(part) for name, part in zip(REFERENCES, clips, strict=True)}
     sets: dict[str, tuple[Floats, float | None]] = {
         f"{name} clips": (rows, None) for name, rows in real.items()
     }

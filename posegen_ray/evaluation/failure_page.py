@@ -174,7 +174,7 @@ def _changes(inputs: ReportInputs, atlas: FailureAtlas) -> str:
     for title, group in (("Got better most", better), ("Got worse most", worse)):
         body = "".join(_item(cell, "all") for cell in group)
         body = f"<ul>{body}</ul>" if group else '<p class="note">No cell did.</p>'
-        pictures = "".join(_pictures(inputs, atlas, [cell.typical]) for cell in group[:2])
+        pictures = _pictures(inputs, atlas, [cell.typical for cell in group[:2]])
         columns.append(f"<div><h3>{title}</h3>{body}{pictures}</div>")
     return f'<div class="two">{"".join(columns)}</div>'
 

@@ -107,8 +107,9 @@ class FailureCell:
         """E.g. `roll 90 % (cluster 2) seen from above, front: ankles 310 mm → 240 mm, n=34`."""
         part = part or self.worst_part
         error = self.parts[part]
+        named = "MPJPE" if part == "all" else part
         return (
-            f"{self.place}: {part} {error.before_mm:.0f} mm → {error.after_mm:.0f} mm, "
+            f"{self.place}: {named} {error.before_mm:.0f} mm → {error.after_mm:.0f} mm, "
             f"n={len(self.rows)}"
         )
 

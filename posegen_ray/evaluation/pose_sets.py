@@ -25,6 +25,7 @@ from posegen_ray.body.model import forward_kinematics
 from posegen_ray.errors import DataError
 
 POSE_SETS_TABLE = "pose_sets.csv"
+REFERENCES = ("source", "validation", "ood")  # a run's real poses, by what the clips are for
 NEIGHBOURS = 3  # k of precision and recall, as published
 _SAME = 1e-5  # metres: a pose that went through a file is no farther from itself (float32)
 YARDSTICK = "left-out clip"  # names of the yardstick's rows begin with it

@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 
 from posegen_ray.evaluation.names import arm_label, set_label
-from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE, YARDSTICK, beside_yardstick
+from posegen_ray.evaluation.pose_sets import (
+    POSE_SETS_TABLE,
+    REFERENCES,
+    YARDSTICK,
+    beside_yardstick,
+)
 
 _MM = ("apd_mm", "nearest_median_mm", "nearest_p90_mm")
 _COLUMNS = {
@@ -30,7 +35,8 @@ def pose_sets_section(
         return '<p class="note">No poses were kept in this run.</p>'
     unseen = table["name"].str.startswith(YARDSTICK)
     sets = table[~unseen].assign(name=table["name"].map(_without_seed))
-    parts = [_reference(sets, str(name)) for name in sets["reference"].unique()]
+    there = set(sets["reference"])
+    parts = [_reference(sets, name) for name in REFERENCES if name in there]
     return (
         "<p>Poses of the training sets against real ones: joints in the pelvis' frame on one body. "
         "No number stands alone: diversity (APD) grows with broken poses, precision (share of the "
@@ -54,7 +60,7 @@ def _reference(sets: pd.DataFrame, reference: str) -> str:
     )
     title = "training frames" if reference == "source" else "clips, never trained on"
     return (
-        f"<h3>Against {real['reference_poses']:,} poses of {escape(reference)} {title} "
+        f"<h3>Against {real['reference_poses']:,} poses of {set_label(reference)} {title} "
         f"(their APD: {real['reference_apd_mm']:.0f} mm)</h3>{_table(body)}"
     )
 

@@ -95,7 +95,7 @@ def test_measures_reach_summary_page_and_disk(
     pd.testing.assert_frame_equal(again.pose_sets, table)
     assert build_summary(again, 100).pose_sets[0]["name"] == table["name"][0]
     section = pose_sets_section(again.pose_sets)
-    for words in ("PoseGen half", "yardstick", "OOD clips", "Against 40 poses of source", "75%"):
+    for words in ("PoseGen half", "yardstick", "OOD clips", "Against 40 poses of Source", "75%"):
         assert words in section
     assert "nan" not in section
     assert "No poses were kept" in pose_sets_section(load_without(tmp_path).pose_sets)
