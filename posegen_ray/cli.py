@@ -46,7 +46,8 @@ usage: posegen <command> [key=value ...]
   tune       search for better settings, judged on validation images (tune=asha|optuna|random
              n_trials=N); resume=DIR goes on
   report     write a run's report.html again (run=DIR)
-  atlas      what the estimator gets wrong, before and after (run=DIR arm=posegen): atlas.html
+  atlas      what the estimator gets wrong by pose, viewpoint and body part, before and after:
+             atlas.html and atlas.csv in the run folder (run=DIR arm=posegen)
   doctor     what is there, what is missing, and what each thing is needed for
 
 Settings are Hydra overrides:
@@ -243,12 +244,12 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def atlas(arguments: Sequence[str]) -> int:
-    """The failure atlas of a finished run."""
-    from posegen_ray.experiment import write_failure_atlas
+    """Failures before and after one arm, as a page and a table, from what the run left."""
+    from posegen_ray.experiment import rewrite_atlas
 
     config, _ = _settings(arguments)
     run, _ = _open_run(config)
-    print(write_failure_atlas(run, config.arm))
+    print("\n".join(map(str, rewrite_atlas(run, config.arm))))
     return 0
 
 

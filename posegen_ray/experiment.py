@@ -10,8 +10,10 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
-                summary.json comparison.csv pose_sets.csv atlas.csv
-                report.html atlas.html
+                summary.json comparison.csv report.html
+                pose_sets.csv           what the training poses are like, against motion capture
+                failure_finding.csv     how hard they are, and which failures they reach
+                atlas.html atlas.csv    failures by pose, viewpoint and body part
 """
 
 from __future__ import annotations
@@ -33,12 +35,14 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.registry import check_estimator
 from posegen_ray.evaluation.comparison import comparison_table, write_comparison
-from posegen_ray.evaluation.failure_page import write_atlas
+from posegen_ray.evaluation.failure_page import write_failure_atlas
+from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE
 from posegen_ray.evaluation.report import write_report
 from posegen_ray.evaluation.store import (
     ReportInputs,
     load_evaluation,
     save_evaluation,
+    write_atomically,
 )
 from posegen_ray.evaluation.summary import (
     build_summary,
@@ -165,10 +169,11 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         rejected=reasons,
         rejected_total=drawn - valid,
         history=run.history(),
-        pose_sets=run.pose_sets(tests, predictions["baseline"]),
         generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
         settings=run.settings(),
+        pose_sets=run.pose_sets(),
+        failure_finding=run.failure_finding(tests, predictions["baseline"]),
     )
     save_evaluation(folder, inputs)
     run.tidy()
@@ -219,17 +224,23 @@ def rewrite_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
-def write_failure_atlas(folder: Path, arm: str) -> Path:
-    """Writes atlas.html and atlas.csv from what the run left, for one of its arms."""
-    return write_atlas(folder, load_evaluation(folder), arm)
+def rewrite_atlas(folder: Path, arm: str) -> tuple[Path, Path]:
+    """Writes atlas.html and atlas.csv of one arm (empty: the report's) from what the run left."""
+    config = read_config(folder / "config.yaml")
+    return write_failure_atlas(folder, load_evaluation(folder), arm, config.evaluation)
 
 
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
     tables = evaluate_arms(inputs)
     summary = build_summary(inputs, settings.bootstrap, tables)
     write_summary(folder, summary)
+    if len(inputs.pose_sets):
+        text = inputs.pose_sets.to_csv(index=False, float_format="%.5g")
+        write_atomically(folder / POSE_SETS_TABLE, lambda file: file.write(text.encode()))
+    write_failure_atlas(folder, inputs, settings=settings)
     write_comparison(folder, comparison_table(tables, settings.bootstrap))
-    inputs.pose_sets.to_csv(folder / "pose_sets.csv", index=False, float_format="%.4f")
+    if len(inputs.failure_finding):
+        text = inputs.failure_finding.to_csv(index=False, float_format="%.5g")
+        write_atomically(folder / "failure_finding.csv", lambda file: file.write(text.encode()))
     write_report(folder, inputs, settings)
-    write_atlas(folder, inputs)
     return terminal_table(summary)

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +40,16 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
-from posegen_ray.evaluation import metrics
-from posegen_ray.evaluation.atlas import pelvis_frame_joints
-from posegen_ray.evaluation.failures import cells_of, coverage, failure_table
-from posegen_ray.evaluation.pose_sets import NEIGHBOURS, pose_set_measures
-from posegen_ray.evaluation.protocol import TEST_SETS
+from posegen_ray.evaluation.coverage import (
+    failure_coverage,
+    find_failure_clusters,
+    pose_view_features,
+)
+from posegen_ray.evaluation.drawn_sets import drawn_pose_sets, pose_column
+from posegen_ray.evaluation.failures import THRESHOLD_FACTOR
+from posegen_ray.evaluation.protocol import SOURCE_SETS, TEST_SETS
 from posegen_ray.evaluation.store import RenderSpeed
 from posegen_ray.generation import losses
-from posegen_ray.generation.proposal import PoseBank
 from posegen_ray.jobs import (
     PREDICT_BLOCK,
     Draw,
@@ -63,7 +65,7 @@ from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
-from posegen_ray.studio import Counts, Drawer, Folders, TestShoot, studio_of
+from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
 from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.store import list_subjects, read_manifest
 from posegen_ray.training import AdversarialTraining, TrainingResult, history_table
@@ -350,7 +352,7 @@ class Run:
         self._note_samples(f"{name}-{seed}", samples)
         self._note_counts(f"{name}-{seed}", counts)
         if name in self._fine_tuned():
-            self._note_poses(name, seed, samples)
+            self._note_failures(name, seed, samples)
         KeptSamples.write(samples, self._drawn(name, seed))
 
     def _draw_own(self, arm: Arm, count: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
@@ -505,6 +507,12 @@ class Run:
         reasons = {name: n for name, n in total.items() if name not in ("drawn", "valid")}
         return total["drawn"], total["valid"], reasons
 
+    def pose_sets(self) -> pd.DataFrame:
+        """What the drawn sets' poses are like, against real motion capture."""
+        with self.console.phase("pose_sets", "measuring the drawn poses"):
+            rest = load_body(self.config.body).joint_template
+            return drawn_pose_sets(self.folder / "samples", load_splits(self.config.motion), rest)
+
     def history(self) -> pd.DataFrame:
         """The training curves of all seeds."""
         seeds = self.config.experiment.seeds
@@ -515,31 +523,35 @@ class Run:
             }
         )
 
-    def pose_sets(
+    def failure_finding(
         self,
         tests: TestSet,
         baseline: Tensor,  # [1, N, 12, 3] the starting estimator's answers on the tests
     ) -> pd.DataFrame:
-        """What the arms' own images show: poses against real ones, the starting estimator's error,
-        and how many kinds of its failures on the tests they cover. One row for each arm, seed and
-        set of real poses."""
-        cells = cells_of(tests.samples)
-        errors = metrics.joint_errors(baseline[0], tests.samples.joints)[None].numpy()
-        failures = failure_table(tests.samples, tests.sets, errors, errors, cells)
-        files = [
-            self.folder / "samples" / f"poses-{arm}-{seed}.json"
-            for arm in self._fine_tuned()
-            for seed in self.config.experiment.seeds
-        ]
+        """How hard the arms' own images are for the starting estimator, and which share of its
+        failure clusters on the tests they reach. One row an arm and seed."""
+        errors = losses.joint_errors(baseline[0], tests.samples.joints).double().numpy()
+        known = np.isin(tests.sets, SOURCE_SETS)
+        threshold = THRESHOLD_FACTOR * float(np.median(errors[known] if known.any() else errors))
+        clusters = find_failure_clusters(pose_view_features(tests.samples), errors, threshold)
         rows = []
-        for file in files:
-            if file.exists():
-                shown = np.load(file.with_suffix(".npz"))
-                covered = coverage(
-                    failures, cells, shown["features"], shown["view"], shown["errors"]
-                )
-                noted = json.loads(file.read_text(encoding="utf-8"))
-                rows += [{**row, "coverage": covered} for row in noted]
+        for arm in self._fine_tuned():
+            for seed in self.config.experiment.seeds:
+                file = self._failures(arm, seed)
+                if file.exists():
+                    shown = np.load(file)
+                    found = failure_coverage(clusters, arm, shown["features"], shown["errors"], 3)
+                    rows.append(
+                        {
+                            "arm": arm,
+                            "seed": seed,
+                            "images": found.samples,
+                            "error_median_mm": float(np.median(shown["errors"])),
+                            "ambiguous": float(shown["ambiguous"].mean()),
+                            "failures": found.failures / found.samples,
+                            "coverage": np.nan if found.share is None else found.share,
+                        }
+                    )
         return pd.DataFrame(rows)
 
     def settings(self) -> dict[str, str]:
@@ -590,39 +602,23 @@ class Run:
                 "azimuth": samples.view[:, 0].numpy(),
                 "elevation": samples.view[:, 1].numpy(),
                 "roll": samples.view[:, 2].numpy(),
+                "pose": pose_column(samples.rotations),
             }
         )
         table.to_parquet(folder / f"{name}.parquet")
 
-    def _note_poses(self, arm: str, seed: int, samples: Samples) -> None:
-        """How an arm's poses stand to real ones that it may know (source) and to unseen ones."""
-        studio = studio_of(self.config, self.subjects())
+    def _note_failures(self, arm: str, seed: int, samples: Samples) -> None:
+        """Where an arm's own images lie, and how wrong the starting estimator is on them."""
         errors, ambiguous = self._errors(samples)
-        known, unseen = studio.source, PoseBank.from_clips(studio.splits.validation)
-        rows = [
-            {
-                "arm": arm,
-                "seed": seed,
-                "real": name,
-                **asdict(
-                    pose_set_measures(
-                        samples.rotations, bank.poses.rotations, studio.body.joint_template
-                    )
-                ),
-                "error_median_mm": float(errors.median()),
-                "ambiguous": float(ambiguous.float().mean()),
-            }
-            for name, bank in (("source", known), ("validation", unseen))
-            if len(samples) > NEIGHBOURS
-        ]
-        file = self.folder / "samples" / f"poses-{arm}-{seed}.json"
         np.savez(
-            file.with_suffix(".npz"),
-            features=pelvis_frame_joints(samples).astype(np.float32),
-            view=samples.view.numpy(),
-            errors=errors.numpy(),
+            self._failures(arm, seed),
+            features=pose_view_features(samples),
+            errors=errors.double().numpy(),
+            ambiguous=ambiguous.numpy(),
         )
-        file.write_text(json.dumps(rows), encoding="utf-8")
+
+    def _failures(self, arm: str, seed: int) -> Path:
+        return self.folder / "samples" / f"failures-{arm}-{seed}.npz"
 
     def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:
         file = self.folder / "samples" / f"counts-{name}.json"

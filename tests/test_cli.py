@@ -51,7 +51,7 @@ def test_unknown_asset_and_action(capsys):
     assert main(["assets", "sell"]) == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "report", "atlas"])
 def test_run_must_be_named_and_exist(command, capsys, tmp_path):
     assert main([command, "runtime=inprocess"]) == 2
     assert "run=<run folder>" in capsys.readouterr().err

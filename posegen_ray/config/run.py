@@ -36,8 +36,8 @@ class RunConfig:
     seed: int = 0  # added to every seed of the experiment
     run_dir: str = "runs/${experiment.name}"
     resume: str = ""  # a run folder to go on with
-    run: str = ""  # generate, evaluate, report: the finished run to work on
-    arm: str = ""  # atlas: whose errors are shown; empty: PoseGen's
+    run: str = ""  # generate, evaluate, report, atlas: the finished run to work on
+    arm: str = ""  # atlas: which arm is "after"; empty: the report's
     capture: str = ""  # fit: the capture folder
     # fit: several side by side, each a capture folder or a person of subject.source
     subjects: list[str] = field(default_factory=list)

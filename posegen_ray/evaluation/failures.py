@@ -1,174 +1,273 @@
-"""The failure atlas: what an estimator gets wrong (pose x viewpoint x body part), before and after.
+"""Failure cells: pose cluster x viewpoint x body part, before and after, with counts and intervals.
 
-A cell is a cluster of poses seen from one kind of viewpoint. The clusters are those of the test
-set; other samples (what a generator made) are sorted into the same cells, which says how many of
-the estimator's failures they show. `atlas.csv` holds every cell; the page is made in
-`posegen_ray.evaluation.failure_page`.
+A sample fails in a part when that part's mean joint error is above the threshold: 1.5 times the
+baseline's median MPJPE on source images (on all images where there are none). The same millimetres
+hold for all parts, arms and cells.
+
+Legend: N test samples, S seeds (1 where an arm has one answer), K pose clusters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import torch
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
-from posegen_ray.evaluation.atlas import (
-    cluster_poses,
-    motions_text,
-    pelvis_frame_joints,
-)
-from posegen_ray.evaluation.protocol import motion_name
-from posegen_ray.records import Samples
-from posegen_ray.seeding import numpy_stream
+from posegen_ray.errors import DataError
+from posegen_ray.evaluation.atlas import cluster_poses, motions_text, pelvis_frame_joints
+from posegen_ray.evaluation.metrics import joint_errors
+from posegen_ray.evaluation.protocol import Interval, motion_name, paired_interval
+from posegen_ray.evaluation.store import ReportInputs
 
-PARTS = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-SIDES = ("front", "left", "back", "right")  # of the person, towards the camera
-HEIGHTS = ("below", "eye level", "above")
-HEIGHT_EDGES_DEG = (-15.0, 20.0)
-FAILS = 1.5  # a sample fails with an error of so many medians of the baseline's on the source
-FAILING = 0.5  # a cell fails when this share of its samples does
-FEWEST = 5  # samples of a cell that is said to fail
-SHOWN = 3  # failures that have to be found in a cell for it to be covered
-_DRAWS = 1000
+THRESHOLD_FACTOR = 1.5
+LEAST = 5  # samples of a cell that is ranked and has an interval
+SIDES = ("the front", "the left", "the back", "the right")
+HEIGHT_EDGE_DEG = 15.0
+EVERYWHERE = "all"  # side and height of a cluster that is not divided by view
+HEIGHTS = ("from below", "at eye level", "from above")
+
+
+def _joints(*kinds: str, side: str = "") -> tuple[int, ...]:
+    return tuple(
+        row
+        for row, name in enumerate(LIMB_JOINT_NAMES)
+        if name.split("_")[1] in kinds and name.startswith(side)
+    )
+
+
+# the parts that cells are described by, and both sides of each limb
+MAIN_PARTS: Mapping[str, tuple[int, ...]] = {
+    "torso": _joints("shoulder", "hip"),
+    "elbows": _joints("elbow"),
+    "wrists": _joints("wrist"),
+    "knees": _joints("knee"),
+    "ankles": _joints("ankle"),
+}
+PARTS: Mapping[str, tuple[int, ...]] = {
+    "all": tuple(range(len(LIMB_JOINT_NAMES))),
+    **MAIN_PARTS,
+    **{
+        f"{side} {part}": _joints(part, side=side)
+        for part in ("elbow", "wrist", "knee", "ankle")
+        for side in ("left", "right")
+    },
+}
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Cells:
-    """The cells of a test set: centres of its pose clusters, each with every kind of viewpoint."""
+class PartError:
+    """One body part in one cell. Errors are means over samples and seeds."""
 
-    centres: Floats  # [K, 36] mean of the cluster's joints in the pelvis' frame, metres
-    labels: tuple[str, ...]  # K, the motions that make up most of it
-
-    def of(
-        self,
-        features: Floats,  # [N, 36] from pelvis_frame_joints
-        view: Floats,  # [N, 3] azimuth, elevation, roll; radians
-    ) -> Indices:  # [N] cell
-        """The cell of each sample: nearest cluster, kind of viewpoint."""
-        apart = np.square(features[:, None] - self.centres[None]).sum(-1)
-        return np.asarray(apart.argmin(1) * len(SIDES) * len(HEIGHTS) + viewpoints(view))
-
-    def name(self, cell: int) -> tuple[str, str]:
-        """What a cell shows: its poses, its viewpoint."""
-        cluster, viewpoint = divmod(cell, len(SIDES) * len(HEIGHTS))
-        height, side = divmod(viewpoint, len(SIDES))
-        return self.labels[cluster], f"{SIDES[side]}, {HEIGHTS[height]}"
+    before_mm: float
+    after_mm: float
+    failing_before: float  # share above the threshold
+    failing_after: float
+    change: Interval | None  # after - before, mm, paired; None: too few samples, clips or people
 
 
-def viewpoints(
-    view: Floats,  # [N, 3] azimuth, elevation, roll; radians
-) -> Indices:  # [N] height * 4 + side
-    """Quarter of the circle that the person turns to the camera, and the camera's height."""
-    side = np.floor((view[:, 0] / (np.pi / 2) + 0.5) % len(SIDES)).astype(np.intp) % len(SIDES)
-    height = np.digitize(view[:, 1], np.deg2rad(HEIGHT_EDGES_DEG))
-    return np.asarray(height * len(SIDES) + side, dtype=np.intp)
+@dataclass(frozen=True)
+class FailureCell:
+    """Samples of one pose cluster seen from one side and height."""
 
+    cluster: int
+    motions: str  # what the cluster shows, e.g. `roll 80 %, crawl 20 %`
+    side: str
+    height: str
+    rows: tuple[int, ...]
+    parts: Mapping[str, PartError]  # by PARTS
+    typical: int  # row whose error before is the cell's median
+    worst: int  # row whose error after is the largest
 
-def cells_of(samples: Samples, clusters: int = 12, seed: int = 0) -> Cells:
-    """Sorts a test set into pose clusters."""
-    features = pelvis_frame_joints(samples)
-    cluster_of, _ = cluster_poses(features, clusters, seed)
-    motions = [motion_name(clip) for clip in samples.clips]
-    centres, labels = [], []
-    for number in range(int(cluster_of.max()) + 1):
-        rows = np.flatnonzero(cluster_of == number)
-        centres.append(features[rows].mean(0))
-        labels.append(motions_text([motions[row] for row in rows]))
-    return Cells(np.stack(centres), tuple(labels))
+    @property
+    def place(self) -> str:
+        """Cluster and view in words."""
+        if self.side == EVERYWHERE:
+            seen = "from everywhere"
+        elif self.height == HEIGHTS[1]:
+            seen = f"from {self.side} {self.height}"
+        else:
+            seen = f"{self.height}, {self.side.removeprefix('the ')}"
+        return f"{self.motions} (cluster {self.cluster + 1}) seen {seen}"
 
+    @property
+    def worst_part(self) -> str:
+        """The main part with the largest error before."""
+        return max(MAIN_PARTS, key=lambda part: self.parts[part].before_mm)
 
-def failure_table(
-    samples: Samples,
-    sets: Sequence[str],  # N
-    before: Floats,  # [seeds or 1, N, 12] mm, error of each joint
-    after: Floats,  # [seeds or 1, N, 12]
-    cells: Cells,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Every cell that has samples, the worst first (by the mean error before).
-
-    Columns: cell, poses, viewpoint, samples, before_mm, after_mm, change_mm with change_low and
-    change_high (95 %, samples of the cell resampled; NaN with fewer than FEWEST), failing_before
-    and failing_after (share of samples above the threshold), fails (whether the cell does),
-    threshold_mm, <part>_before_mm and <part>_after_mm for PARTS, worst_part (before), typical
-    (row of the sample nearest to the cell's mean error).
-    """
-    threshold = failure_threshold(sets, before)
-    view = samples.view.detach().cpu().double().numpy()
-    cell_of = cells.of(pelvis_frame_joints(samples), view)
-    first, last = before.mean(-1), after.mean(-1)  # [seeds, N]
-    random = numpy_stream(seed, "failure_table")
-    rows = []
-    for cell in np.unique(cell_of):
-        members = np.flatnonzero(cell_of == cell)
-        poses, viewpoint = cells.name(int(cell))
-        change = last[:, members].mean(0) - first[:, members].mean(0)
-        low = high = np.nan
-        if len(members) >= FEWEST:
-            drawn = random.integers(len(members), size=(_DRAWS, len(members)))
-            low, high = np.percentile(change[drawn].mean(1), [2.5, 97.5])
-        parts = {
-            f"{part}_{when}_mm": float(errors[:, members][..., _columns(part)].mean())
-            for part in PARTS
-            for when, errors in (("before", before), ("after", after))
-        }
-        mean = first[:, members].mean(0)
-        failing = float((first[:, members] > threshold).mean())
-        rows.append(
-            {
-                "cell": int(cell),
-                "poses": poses,
-                "viewpoint": viewpoint,
-                "samples": len(members),
-                "before_mm": float(mean.mean()),
-                "after_mm": float(last[:, members].mean()),
-                "change_mm": float(change.mean()),
-                "change_low": float(low),
-                "change_high": float(high),
-                "failing_before": failing,
-                "failing_after": float((last[:, members] > threshold).mean()),
-                "fails": failing >= FAILING and len(members) >= FEWEST,
-                "threshold_mm": threshold,
-                **parts,
-                "worst_part": max(PARTS, key=lambda part: parts[f"{part}_before_mm"]),
-                "typical": int(members[np.abs(mean - mean.mean()).argmin()]),
-            }
+    def sentence(self, part: str = "") -> str:
+        """E.g. `roll 90 % (cluster 2) seen from above, front: ankles 310 mm → 240 mm, n=34`."""
+        part = part or self.worst_part
+        error = self.parts[part]
+        named = "MPJPE" if part == "all" else part
+        return (
+            f"{self.place}: {named} {error.before_mm:.0f} mm → {error.after_mm:.0f} mm, "
+            f"n={len(self.rows)}"
         )
-    return pd.DataFrame(rows).sort_values("before_mm", ascending=False, ignore_index=True)
 
 
-def failure_threshold(sets: Sequence[str], before: Floats) -> float:
-    """FAILS times the baseline's median error on the source images (on all, where there are none),
-    mm."""
-    known = np.isin(np.asarray(sets), ("source", "val_source"))
-    errors = before.mean(-1).mean(0)
-    return float(FAILS * np.median(errors[known] if known.any() else errors))
+@dataclass(frozen=True)
+class FailureAtlas:
+    """All cells that hold samples: those with LEAST samples or more first, worst before first."""
+
+    arm: str  # what "after" is
+    threshold_mm: float
+    threshold_text: str
+    cells: tuple[FailureCell, ...]
+    clusters: tuple[FailureCell, ...]  # each pose cluster from everywhere, largest first
+
+    @property
+    def ranked(self) -> tuple[FailureCell, ...]:
+        """Cells with enough samples to be compared."""
+        return tuple(cell for cell in self.cells if len(cell.rows) >= LEAST)
 
 
-def coverage(
-    table: pd.DataFrame,  # from failure_table
-    cells: Cells,
-    features: Floats,  # [N, 36] of other samples, e.g. generated ones
-    view: Floats,  # [N, 3]
-    errors: Floats,  # [N] mm, the starting estimator's
-) -> float:
-    """Share of the failing cells in which these samples show SHOWN failures or more; NaN if no cell
-    fails."""
-    failing = table.loc[table["fails"], "cell"].to_numpy()
-    if len(failing) == 0:
-        return float("nan")
-    threshold = float(table["threshold_mm"].iloc[0])
-    shown = cells.of(features, view)[errors > threshold]
-    counts = np.array([(shown == cell).sum() for cell in failing])
-    return float((counts >= SHOWN).mean())
+def build_failure_atlas(
+    inputs: ReportInputs,
+    arm: str,
+    clusters: int = 8,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> FailureAtlas:
+    """Cells of the run's test samples: the baseline before, `arm` after.
+
+    Raises:
+        DataError: the run has no such arm.
+    """
+    if arm not in inputs.arms:
+        raise DataError(
+            f"This run has no arm {arm!r}.", f"Choose arm= from {', '.join(inputs.arms)}."
+        )
+    before, after = (_errors(inputs, name) for name in ("baseline", arm))
+    source = np.array([name == "source" for name in inputs.sets])
+    kind = "source" if source.any() else "all"
+    chosen = before[:, source] if source.any() else before
+    median = float(np.median(chosen.mean(2)))
+    threshold = THRESHOLD_FACTOR * median
+    cells = _Cells(inputs, before, after, threshold, n_boot)
+    cluster_of, representatives = cluster_poses(pelvis_frame_joints(inputs.samples), clusters, seed)
+    view = inputs.samples.view.detach().cpu().double().numpy()
+    side_of, height_of = coarse_views(view)
+    found = []
+    whole = []
+    for cluster in range(len(representatives)):
+        inside = cluster_of == cluster
+        rows = np.flatnonzero(inside)
+        motions = motions_text(Counter(motion_name(inputs.samples.clips[row]) for row in rows))
+        whole.append(cells.make(cluster, motions, EVERYWHERE, EVERYWHERE, rows))
+        for side, side_name in enumerate(SIDES):
+            for height, height_name in enumerate(HEIGHTS):
+                rows = np.flatnonzero(inside & (side_of == side) & (height_of == height))
+                if len(rows):
+                    found.append(cells.make(cluster, motions, side_name, height_name, rows))
+    found.sort(key=lambda cell: (len(cell.rows) < LEAST, -cell.parts["all"].before_mm))
+    text = (
+        f"{threshold:.0f} mm: {THRESHOLD_FACTOR} times the baseline's median MPJPE on {kind} "
+        f"images ({median:.0f} mm)"
+    )
+    return FailureAtlas(arm, threshold, text, tuple(found), tuple(whole))
 
 
-def _columns(part: str) -> list[int]:
-    return [i for i, name in enumerate(LIMB_JOINT_NAMES) if name.endswith(part)]
+def coarse_views(
+    view: Floats,  # [N, 3] azimuth, elevation, roll; radians
+) -> tuple[Indices, Indices]:  # index into SIDES [N], index into HEIGHTS [N]
+    """Four sides (the person's own left and right) and three heights: cells that hold samples."""
+    quarter = np.pi / 2
+    side = np.floor((view[:, 0] / quarter + 0.5) % len(SIDES)).astype(np.intp) % len(SIDES)
+    edge = np.deg2rad(HEIGHT_EDGE_DEG)
+    return side, np.digitize(view[:, 1], [-edge, edge]).astype(np.intp)
+
+
+def failure_table(atlas: FailureAtlas) -> pd.DataFrame:
+    """A row a cell and part: what `atlas.csv` holds. Missing bounds are NaN."""
+    rows = []
+    for cell in (*atlas.clusters, *atlas.cells):
+        for part, error in cell.parts.items():
+            change = error.change
+            rows.append(
+                {
+                    "cluster": cell.cluster + 1,
+                    "motions": cell.motions,
+                    "side": cell.side,
+                    "height": cell.height,
+                    "part": part,
+                    "n": len(cell.rows),
+                    "before_mm": error.before_mm,
+                    "after_mm": error.after_mm,
+                    "change_mm": error.after_mm - error.before_mm,
+                    "change_low_mm": change.low if change else np.nan,
+                    "change_high_mm": change.high if change else np.nan,
+                    "failing_before": error.failing_before,
+                    "failing_after": error.failing_after,
+                    "threshold_mm": atlas.threshold_mm,
+                    "arm": atlas.arm,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+class _Cells:
+    """Makes cells out of rows."""
+
+    def __init__(
+        self,
+        inputs: ReportInputs,
+        before: Floats,  # [S, N, 12] mm
+        after: Floats,
+        threshold: float,
+        n_boot: int,
+    ) -> None:
+        self._samples = inputs.samples
+        self._before, self._after = before, after
+        self._threshold, self._n_boot = threshold, n_boot
+
+    def make(
+        self, cluster: int, motions: str, side: str, height: str, rows: Indices
+    ) -> FailureCell:
+        before = self._before[:, rows].mean((0, 2))
+        after = self._after[:, rows].mean((0, 2))
+        middle = np.argsort(before, kind="stable")[(len(rows) - 1) // 2]
+        return FailureCell(
+            cluster,
+            motions,
+            side,
+            height,
+            tuple(int(row) for row in rows),
+            {part: self._part(rows, list(joints)) for part, joints in PARTS.items()},
+            typical=int(rows[middle]),
+            worst=int(rows[after.argmax()]),
+        )
+
+    def _part(self, rows: Indices, joints: list[int]) -> PartError:
+        before, after = (
+            errors[:, rows][:, :, joints].mean(2) for errors in (self._before, self._after)
+        )
+        return PartError(
+            float(before.mean()),
+            float(after.mean()),
+            float((before > self._threshold).mean()),
+            float((after > self._threshold).mean()),
+            self._change(rows, before, after),
+        )
+
+    def _change(self, rows: Indices, before: Floats, after: Floats) -> Interval | None:
+        if len(rows) < LEAST or not before.mean() > 0:
+            return None
+        clips = [self._samples.clips[row] for row in rows]
+        people = [self._samples.subjects[row] for row in rows]
+        interval = paired_interval(before, after, clips, people, self._n_boot).difference
+        return interval if np.isfinite(interval.low) else None
+
+
+def _errors(inputs: ReportInputs, arm: str) -> Floats:  # [S, N, 12] mm
+    truth = inputs.samples.joints.cpu()
+    rows = [joint_errors(joints.cpu(), truth) for joints in inputs.predictions[arm]]
+    return np.asarray(torch.stack(rows).numpy(), dtype=np.float64)

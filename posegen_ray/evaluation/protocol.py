@@ -24,6 +24,7 @@ from posegen_ray.seeding import numpy_stream
 
 TEST_SETS: tuple[str, ...] = ("source", "wild", "view", "person", "motion", "ood")
 SETS: tuple[str, ...] = (*TEST_SETS, "val_source", "validation")
+SOURCE_SETS = ("source", "val_source")  # what every arm was trained on, other people
 CONFIDENCE = 0.95
 
 Floats = npt.NDArray[np.float64]

@@ -23,8 +23,11 @@ from posegen_ray.evaluation.atlas import (
     FailureMode,
     build_atlas,
 )
+from posegen_ray.evaluation.failure_page import ATLAS_PAGE, in_short
+from posegen_ray.evaluation.failures import build_failure_atlas
 from posegen_ray.evaluation.names import arm_in_text, arm_label, arm_style, set_label
 from posegen_ray.evaluation.page import html_page
+from posegen_ray.evaluation.pose_sets_section import pose_sets_section
 from posegen_ray.evaluation.protocol import SETS, motion_table
 from posegen_ray.evaluation.results import results_section, verdict_section
 from posegen_ray.evaluation.store import (
@@ -66,11 +69,12 @@ def render_page(inputs: ReportInputs, settings: EvaluationConfig) -> str:
     sections = [
         ("verdict", "Verdict", verdict_section(summary)),
         ("results", "Results", results_section(summary)),
-        ("poses", "What was trained on", _pose_sets(inputs.pose_sets)),
         ("curves", "Training curves", _curves(inputs.history)),
         ("motions", "Error by motion", _motions(tables, final)),
         ("hardest", "Hardest samples", _hardest(inputs, tables, final, settings.hardest)),
-        ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings.clusters)),
+        ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings)),
+        ("poses", "Poses", pose_sets_section(inputs.pose_sets)),
+        ("finding", "Failures found", _failure_finding(inputs.failure_finding)),
         ("generated", "Generated samples", _generated(inputs, settings.generated)),
         ("rejected", "Rejected candidates", _rejected(inputs.rejected, summary.samples.rejected)),
         ("run", "The run", _run(summary, inputs.settings)),
@@ -107,39 +111,32 @@ def _header(inputs: ReportInputs, summary: Summary) -> str:
     )
 
 
-_POSE_COLUMNS = (  # column, title, decimals
-    ("error_median_mm", "error of the baseline, median mm", 0),
+_FINDING_COLUMNS = (  # column, title, decimals
+    ("images", "images", 0),
+    ("error_median_mm", "baseline's error, median mm", 0),
+    ("failures", "failures", 2),
     ("ambiguous", "ambiguous", 2),
-    ("coverage", "failures covered", 2),
-    ("nearest_mm", "nearest real pose, median mm", 0),
-    ("nearest_p90_mm", "90 % within, mm", 0),
-    ("fid_mm", "FID, mm a joint", 0),
-    ("precision", "precision", 2),
-    ("recall", "recall", 2),
-    ("apd_mm", "APD, mm", 0),
+    ("coverage", "failure clusters reached", 2),
 )
 
 
-def _pose_sets(table: pd.DataFrame) -> str:
+def _failure_finding(table: pd.DataFrame) -> str:
     if table.empty:
         return _nothing("No arm was fine-tuned.")
-    mean = table.groupby(["real", "arm"], sort=False).mean(numeric_only=True)
-    parts = []
-    for real, title in (("source", "the source's poses"), ("validation", "unseen clips' poses")):
-        head = "".join(f'<th scope="col">{name}</th>' for _, name, _ in _POSE_COLUMNS)
-        body = "".join(
-            f'<tr><th scope="row">{arm_label(str(arm))}</th>'
-            + "".join(f"<td>{row[key]:.{digits}f}</td>" for key, _, digits in _POSE_COLUMNS)
-            + "</tr>"
-            for arm, row in mean.loc[real].iterrows()
-        )
-        parts.append(
-            f'<h3>Against {title}</h3><div class="scroll"><table><thead><tr><th></th>{head}</tr>'
-            f"</thead><tbody>{body}</tbody></table></div>"
-        )
+    mean = table.groupby("arm", sort=False).mean(numeric_only=True)
+    head = "".join(f'<th scope="col">{title}</th>' for _, title, _ in _FINDING_COLUMNS)
+    body = "".join(
+        f'<tr><th scope="row">{arm_label(str(arm))}</th>'
+        + "".join(f"<td>{row[key]:.{digits}f}</td>" for key, _, digits in _FINDING_COLUMNS)
+        + "</tr>"
+        for arm, row in mean.iterrows()
+    )
     return (
-        "<p>Each arm's own images, mean over seeds: how hard they are for the starting estimator, "
-        "and their poses against real ones (joints in the pelvis' frame).</p>" + "".join(parts)
+        "<p>Each arm's own training images, mean over seeds: how wrong the baseline is on them, "
+        "which share are failures (1.5 times its median error on source images) or ambiguous, and "
+        "which share of its failure clusters on the test images they reach.</p>"
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -230,12 +227,18 @@ def _hardest(
 
 
 def _atlas(
-    inputs: ReportInputs, tables: Mapping[str, list[pd.DataFrame]], final: str, clusters: int
+    inputs: ReportInputs,
+    tables: Mapping[str, list[pd.DataFrame]],
+    final: str,
+    settings: EvaluationConfig,
 ) -> str:
     before, after = (_mean_error(tables[arm]) for arm in ("baseline", final))
-    atlas = build_atlas(inputs.samples, before, after, clusters)
+    atlas = build_atlas(inputs.samples, before, after, settings.clusters)
+    cells = build_failure_atlas(inputs, final, settings.clusters, settings.bootstrap)
     return (
-        "<h3>By pose</h3><p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
+        f'{in_short(cells)}<p>Pictures, body parts and all cells: <a href="{ATLAS_PAGE}">'
+        f"{ATLAS_PAGE}</a>.</p><h3>By pose</h3>"
+        "<p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
         f"largest first, all sets; MPJPE of baseline → {arm_label(final)}.</p>"
         f"{gallery.cluster_cards(inputs.samples, atlas.clusters)}{_viewpoints(atlas, final)}"
         "<p>Pose by viewpoint by body part, with pictures: atlas.html, "

@@ -76,11 +76,14 @@ class ReportInputs:
     # one row per step: column "step", optional "arm" and "seed", and any numeric columns (a chart
     # each); NaN where a column has no value at that step
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    # what the arms' own images show: arm, seed, real, and the fields of PoseSetMeasures
-    pose_sets: pd.DataFrame = field(default_factory=pd.DataFrame)
     generated: Tensor | None = None  # [M, 3, S, S] uint8, samples that the generator made
     title: str = "PoseGen"
     settings: Mapping[str, str] = field(default_factory=dict)  # shown as they are, e.g. "arm steps"
+    # from drawn_sets.drawn_pose_sets: a row a set of poses and reference
+    pose_sets: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # one row an arm and seed: how hard its own images are for the baseline, which failures they
+    # reach
+    failure_finding: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
         check_sets(self.sets, len(self.samples))
@@ -154,8 +157,11 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "render": asdict(inputs.render),
         "versions": dict(inputs.versions),
         "settings": dict(inputs.settings),
-        "history": _columns(inputs.history),
-        "pose_sets": _columns(inputs.pose_sets),
+        "history": {
+            str(name): list(column) for name, column in inputs.history.to_dict("list").items()
+        },
+        "pose_sets": inputs.pose_sets.to_dict("records"),
+        "failure_finding": inputs.failure_finding.to_dict("records"),
     }
     write_atomically(folder / ARRAYS_FILE, lambda file: np.savez(file, **packed))  # type: ignore[arg-type]
     write_json(folder / NAMES_FILE, names)
@@ -225,18 +231,16 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
         rejected_total=names["rejected_total"],
         # a missing value was written as null; a column of numbers gets its NaN back
         history=pd.DataFrame(names["history"]).infer_objects(),
-        pose_sets=pd.DataFrame(names["pose_sets"]).infer_objects(),
         generated=(
             _from_jpegs(arrays["generated"], arrays["generated_ends"])
             if "generated" in arrays
             else None
         ),
         settings=names["settings"],
+        # runs of before these measures have none
+        pose_sets=pd.DataFrame(names["pose_sets"]),
+        failure_finding=pd.DataFrame(names["failure_finding"]),
     )
-
-
-def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
-    return {str(name): list(column) for name, column in table.to_dict("list").items()}
 
 
 def write_json(path: Path, value: object) -> None:

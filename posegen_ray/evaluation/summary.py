@@ -68,6 +68,8 @@ class Summary:
     timing_s: Mapping[str, float]
     render: RenderSpeed
     versions: Mapping[str, str]
+    # a row a set of poses and reference, as in pose_sets.csv
+    pose_sets: tuple[Mapping[str, object], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,10 @@ def build_summary(
         timing_s=dict(inputs.timing_s),
         render=inputs.render,
         versions=dict(inputs.versions),
+        pose_sets=tuple(
+            {str(name): value for name, value in row.items()}
+            for row in inputs.pose_sets.to_dict("records")
+        ),
     )
 
 
