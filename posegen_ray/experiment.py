@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from posegen_ray import findings
 from posegen_ray.compose import dump_config, read_config
 from posegen_ray.config import EvaluationConfig, RunConfig
 from posegen_ray.console import Console
@@ -154,7 +155,7 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
     speed, gallery = run.speed(), run.gallery()
     backend.release_renderer()  # nothing is rendered any more, and fine-tuning needs the memory
     answers |= run.arms(tests)
-    drawn, valid, reasons = run.candidates()
+    drawn, valid, reasons = run.notes.candidates()
     predictions = {arm: torch.stack(rows) for arm, rows in answers.items()}
     inputs = ReportInputs(
         estimator=run.estimator_name,
@@ -168,12 +169,12 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         render=speed,
         rejected=reasons,
         rejected_total=drawn - valid,
-        history=run.history(),
+        history=findings.history(run),
         generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
-        settings=run.settings(),
-        pose_sets=run.pose_sets(),
-        failure_finding=run.failure_finding(tests, predictions["baseline"]),
+        settings=findings.settings(run),
+        pose_sets=findings.pose_sets(run),
+        failure_finding=findings.failure_finding(run, tests, predictions["baseline"]),
     )
     save_evaluation(folder, inputs)
     run.tidy()

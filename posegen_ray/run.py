@@ -6,15 +6,12 @@ where it stopped and ends with the same numbers. The same for every runtime.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -40,14 +37,7 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
-from posegen_ray.evaluation.coverage import (
-    failure_coverage,
-    find_failure_clusters,
-    pose_view_features,
-)
-from posegen_ray.evaluation.drawn_sets import drawn_pose_sets, pose_column
-from posegen_ray.evaluation.failures import THRESHOLD_FACTOR
-from posegen_ray.evaluation.protocol import SOURCE_SETS, TEST_SETS
+from posegen_ray.evaluation.protocol import TEST_SETS
 from posegen_ray.evaluation.store import RenderSpeed
 from posegen_ray.generation import losses
 from posegen_ray.jobs import (
@@ -63,12 +53,13 @@ from posegen_ray.jobs import (
 )
 from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
+from posegen_ray.notes import SampleNotes
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
 from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.store import list_subjects, read_manifest
-from posegen_ray.training import AdversarialTraining, TrainingResult, history_table
+from posegen_ray.training import AdversarialTraining, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -96,6 +87,7 @@ class Run:
         self.folder = folder
         self.backend = backend
         self.console = console
+        self.notes = SampleNotes(folder / "samples")
         with console.phase("setup", "preparing body, clips and estimator"):
             # fetched and built here once, before many processes want them at the same time
             load_body(config.body, lambda text: console.say(f"  {text}"))
@@ -166,7 +158,7 @@ class Run:
             with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
                 parts = [self.shoot(name, count) for name, count in counts.items() if count]
             samples = concatenate_samples(parts)
-            self._note_samples("test", samples)
+            self.notes.samples("test", samples)
             KeptSamples.write(samples, kept)
         sets = tuple(name for name, count in counts.items() for _ in range(count))
         return TestSet(_by_motion(samples), sets, self.backend.share(samples.images))
@@ -349,10 +341,10 @@ class Run:
             samples, counts = self._draw_good(RANDOM, random, stream, (), settings)
         else:
             samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
-        self._note_samples(f"{name}-{seed}", samples)
-        self._note_counts(f"{name}-{seed}", counts)
+        self.notes.samples(f"{name}-{seed}", samples)
+        self.notes.counts(f"{name}-{seed}", counts)
         if name in self._fine_tuned():
-            self._note_failures(name, seed, samples)
+            self.notes.errors(f"{name}-{seed}", samples, *self._errors(samples))
         KeptSamples.write(samples, self._drawn(name, seed))
 
     def _draw_own(self, arm: Arm, count: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
@@ -499,83 +491,6 @@ class Run:
         """Removes what only an unfinished run needs."""
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def candidates(self) -> tuple[int, int, dict[str, int]]:
-        """Proposals drawn, valid ones, and rejections by reason, over all seeds and arms."""
-        total: Counter[str] = Counter()
-        for file in sorted((self.folder / "samples").glob("counts-*.json")):
-            total.update(json.loads(file.read_text(encoding="utf-8")))
-        reasons = {name: n for name, n in total.items() if name not in ("drawn", "valid")}
-        return total["drawn"], total["valid"], reasons
-
-    def pose_sets(self) -> pd.DataFrame:
-        """What the drawn sets' poses are like, against real motion capture."""
-        with self.console.phase("pose_sets", "measuring the drawn poses"):
-            rest = load_body(self.config.body).joint_template
-            return drawn_pose_sets(self.folder / "samples", load_splits(self.config.motion), rest)
-
-    def history(self) -> pd.DataFrame:
-        """The training curves of all seeds."""
-        seeds = self.config.experiment.seeds
-        return history_table(
-            {
-                arm.name: [self.trained(seed, arm.name) for seed in seeds]
-                for arm in trained_arms(self.config)
-            }
-        )
-
-    def failure_finding(
-        self,
-        tests: TestSet,
-        baseline: Tensor,  # [1, N, 12, 3] the starting estimator's answers on the tests
-    ) -> pd.DataFrame:
-        """How hard the arms' own images are for the starting estimator, and which share of its
-        failure clusters on the tests they reach. One row an arm and seed."""
-        errors = losses.joint_errors(baseline[0], tests.samples.joints).double().numpy()
-        known = np.isin(tests.sets, SOURCE_SETS)
-        threshold = THRESHOLD_FACTOR * float(np.median(errors[known] if known.any() else errors))
-        clusters = find_failure_clusters(pose_view_features(tests.samples), errors, threshold)
-        rows = []
-        for arm in self._fine_tuned():
-            for seed in self.config.experiment.seeds:
-                file = self._failures(arm, seed)
-                if file.exists():
-                    shown = np.load(file)
-                    found = failure_coverage(clusters, arm, shown["features"], shown["errors"], 3)
-                    rows.append(
-                        {
-                            "arm": arm,
-                            "seed": seed,
-                            "images": found.samples,
-                            "error_median_mm": float(np.median(shown["errors"])),
-                            "ambiguous": float(shown["ambiguous"].mean()),
-                            "failures": found.failures / found.samples,
-                            "coverage": np.nan if found.share is None else found.share,
-                        }
-                    )
-        return pd.DataFrame(rows)
-
-    def settings(self) -> dict[str, str]:
-        """What the report shows of the configuration."""
-        config = self.config
-        stages = ", ".join(f"{stage.steps} at {stage.cut}" for stage in config.finetune.stages)
-        training = config.training
-        rendered = [
-            f"{arm.name} {self.trained(seed, arm.name).rendered}"
-            for arm in trained_arms(config)
-            for seed in config.experiment.seeds
-        ]
-        joint_map = f"fitted on {config.experiment.joint_map_images} source images, for all arms"
-        return {
-            "joint map": "none" if self.joint_map() is None else joint_map,
-            "images per arm": str(config.experiment.images_per_arm),
-            "fine-tuning steps": stages,
-            "adversarial steps": f"{training.rounds} rounds of {training.steps_per_round}",
-            "images rendered for feedback": ", ".join(rendered) or "none",
-            "subjects": ", ".join(name for name, _ in self.subjects()),
-            "body": config.body.name,
-            "runtime": config.runtime.name,
-        }
-
     @property
     def _block(self) -> int:
         return self.config.experiment.block_size
@@ -589,40 +504,6 @@ class Run:
 
     def _drawn(self, name: str, seed: int) -> Path:
         return self._scratch / f"{name}-{seed}"
-
-    def _note_samples(self, name: str, samples: Samples) -> None:
-        """What each image was made from, as a table: the proof of who saw what."""
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        table = pd.DataFrame(
-            {
-                "clip": samples.clips,
-                "subject": samples.subjects,
-                "seed": samples.seeds.numpy(),
-                "azimuth": samples.view[:, 0].numpy(),
-                "elevation": samples.view[:, 1].numpy(),
-                "roll": samples.view[:, 2].numpy(),
-                "pose": pose_column(samples.rotations),
-            }
-        )
-        table.to_parquet(folder / f"{name}.parquet")
-
-    def _note_failures(self, arm: str, seed: int, samples: Samples) -> None:
-        """Where an arm's own images lie, and how wrong the starting estimator is on them."""
-        errors, ambiguous = self._errors(samples)
-        np.savez(
-            self._failures(arm, seed),
-            features=pose_view_features(samples),
-            errors=errors.double().numpy(),
-            ambiguous=ambiguous.numpy(),
-        )
-
-    def _failures(self, arm: str, seed: int) -> Path:
-        return self.folder / "samples" / f"failures-{arm}-{seed}.npz"
-
-    def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:
-        file = self.folder / "samples" / f"counts-{name}.json"
-        file.write_text(json.dumps(dict(counts)), encoding="utf-8")
 
 
 def _generator(arm: str) -> str:
