@@ -328,19 +328,20 @@ class Run:
                         self._draw_set(name, seed)
 
     def _draw_set(self, name: str, seed: int) -> None:
-        """The source half that a seed's arms share, or an arm's own half."""
+        """The source half that a seed's arms share, the reference's half, an arm's own half, or
+        ("<arm>_random") the random part of it."""
         total = self.config.experiment.images_per_arm
         own = total - total // 2
         stream = Seeds(self.root(seed), f"{name.removesuffix('_half')} half")
         if name in ("source_half", "reference_half"):
             kind = "source" if name == "source_half" else RANDOM
             samples, counts = self.draw(kind, total // 2, stream)
-        elif name.endswith("_random"):
+        elif name in self._fine_tuned():
+            samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
+        else:  # the random part of an arm's images
             settings = self._settings_of(name.removesuffix("_random"))
             random = own - round(own * settings.generator.share)
             samples, counts = self._draw_good(RANDOM, random, stream, (), settings)
-        else:
-            samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
         self.notes.samples(f"{name}-{seed}", samples)
         self.notes.counts(f"{name}-{seed}", counts)
         if name in self._fine_tuned():
