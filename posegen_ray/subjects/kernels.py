@@ -47,7 +47,7 @@ from posegen_ray.subjects.vector_kernels import (
 # fused multiply-adds keep the CPU compiler from working on four numbers at once
 wp.set_module_options({"enable_backward": False, "fuse_fp": True})
 
-LAYERS = 6  # entries kept per pixel
+LAYERS = 12  # entries kept per pixel
 LAYERS_CONSTANT = wp.constant(LAYERS)
 EMPTY = wp.constant(wp.uint64(2**64 - 1))  # no entry: the largest key
 LOW_HALF = wp.constant(wp.uint64(2**32 - 1))
