@@ -136,7 +136,7 @@ class CheckpointStore:
             CheckpointError: another run has claimed the store, or it cannot be written (disk full,
                 no permission, no connection). What was there before is intact.
         """
-        files, root = self._place
+        files, _ = self._place
         sources = sorted(path for path in folder.rglob("*") if path.is_file())
         names = {path.relative_to(folder).as_posix(): path for path in sources}
         manifest = {

@@ -94,9 +94,7 @@ class FitConfig:
             "0 turns each of them off.",
         )
         require(
-            0 <= self.weight_rate <= 1
-            and 0 <= self.shift_rate <= 0.1
-            and 0 <= self.turn_rate <= 1,
+            0 <= self.weight_rate <= 1 and 0 <= self.shift_rate <= 0.1 and 0 <= self.turn_rate <= 1,
             f"fit.weight_rate={self.weight_rate} and fit.turn_rate={self.turn_rate} must lie in "
             f"[0, 1], fit.shift_rate={self.shift_rate} in [0, 0.1].",
             "Defaults: 0.12, 0.02 and 3e-3; 0 lets everything move as the body's skinning says.",
