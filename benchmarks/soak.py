@@ -154,7 +154,7 @@ def soak(pool: RenderPool, cases: list[Case], seconds: float, every: float, seed
         time.sleep(every)
         notes.append([time.monotonic() - start, *holdings()])
         print("{:6.0f} s  {:7.0f} MB  {:5.0f} files  {:6.1f} MB in the store".format(*notes[-1]))
-        victim = draw.choice(pool.health(timeout_s=60)).load.process_id
+        victim = draw.choice(pool.health(timeout_s=180)).load.process_id
         os.kill(victim, signal.SIGKILL)
         kills += 1
     results = ray.get(work, timeout=seconds)

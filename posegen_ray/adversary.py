@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
 from posegen_ray.errors import ConfigError, TrainingError
-from posegen_ray.estimators.base import PoseEstimator
+from posegen_ray.estimators.base import PoseEstimator, computing_in, limb_joints
 from posegen_ray.generation import losses
 from posegen_ray.generation.critic import CriticMemory, features
 from posegen_ray.generation.discriminator import Discriminator, HistoryPool
 from posegen_ray.generation.generator import Generated, Generator
 from posegen_ray.generation.proposal import Proposal, ProposalSampler, scene_camera
 from posegen_ray.generation.validity import ValidityChecker, add_counts
-from posegen_ray.judging import frozen, judge, judge_in_parts, limit_gradient
+from posegen_ray.judging import Answer, frozen, judge, judge_in_parts, limit_gradient
 from posegen_ray.records import RenderFn
 from posegen_ray.scene import BackgroundFn, People, mid_hip, pose_people
 
@@ -64,6 +64,7 @@ class Adversary:
         max_skipped_steps: so many non-finite steps in a row raise TrainingError.
         accumulate: in so many parts a step's proposals are rendered and judged.
         precision: of the estimator; see `computing_in`.
+        reference: what it gets wrong, too, is paid less (feedback.reducible).
 
     It works where the generator's and the people's tensors are; randomness is drawn on the CPU, so
     that a seed proposes the same everywhere.
@@ -79,8 +80,10 @@ class Adversary:
         max_skipped_steps: int = 10,
         accumulate: int = 1,
         precision: str = "fp32",
+        reference: PoseEstimator | None = None,
     ) -> None:
         self.generator = generator
+        self.reference = reference
         self.feedback = feedback
         self.people = people
         self.checker = checker
@@ -195,6 +198,8 @@ class Adversary:
                     self.precision,
                 )
             payments = losses.feedback_payment(answer.error, self.reference_mm, config)
+            if config.reducible > 0:
+                payments = payments - config.reducible * self._paid_to_reference(answer)
             if not config.pay_ambiguous:
                 payments = payments * (~answer.ambiguous)
             self._remember(proposal, rows, payments)
@@ -257,6 +262,16 @@ class Adversary:
             "skipped": float(norm is None),
         }
         return metrics, generated
+
+    @torch.no_grad()
+    def _paid_to_reference(self, answer: Answer) -> Tensor:  # [B]
+        """What the reference estimator's errors on the same pictures would be paid, at least 0."""
+        assert self.reference is not None, "feedback.reducible needs a reference estimator"
+        with frozen(self.reference), computing_in(self.precision, answer.images.device):
+            estimate = self.reference(answer.images).full()
+        joints = limb_joints(estimate, self.reference.joint_names)
+        errors = losses.joint_errors(joints, answer.truth)
+        return losses.feedback_payment(errors, self.reference_mm, self.feedback).clamp_min(0)
 
     def _by_score(self, estimator: PoseEstimator) -> bool:
         wanted = self.feedback.estimator_gradient

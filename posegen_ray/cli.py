@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -31,6 +32,7 @@ usage: posegen <command> [key=value ...]
   convert    make a capture folder from a data set (convert.format=… convert.source=DIR out=DIR)
   fit        make a subject from a capture folder (capture=DIR; several: subjects=[DIR,DIR])
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
+  pretrain   a second estimator, trained on source images alone (estimator=compact_hmr; out=DIR)
   train      adversarial training of the generator alone
   generate   labelled images from a trained run (run=DIR n=100 out=DIR
              format=folder|parquet|webdataset|spin|bedlam); goes on where it was interrupted
@@ -38,11 +40,14 @@ usage: posegen <command> [key=value ...]
   evaluate   test the estimators of a run again (run=DIR), or an estimator, or those of a run, on a
              public test set (dataset=3dpw|mpi_inf_3dhp|h36m|surreal data_root=DIR), or on people
              marked in pictures (dataset=keypoints dataset.labels=FILE data_root=DIR)
-  experiment several estimators before and after, on public test sets (experiment=paper
-             estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
+  experiment a larger comparison: controls and test sets (experiment=ood), PoseGen's parts
+             (experiment=ablation), or several estimators before and after, on public test sets
+             (experiment=paper estimators=[NAME,…] datasets=[NAME,…] data_root=DIR)
   tune       search for better settings, judged on validation images (tune=asha|optuna|random
              n_trials=N); resume=DIR goes on
   report     write a run's report.html again (run=DIR)
+  atlas      what the estimator gets wrong by pose, viewpoint and body part, before and after:
+             atlas.html and atlas.csv in the run folder (run=DIR arm=posegen)
   doctor     what is there, what is missing, and what each thing is needed for
 
 Settings are Hydra overrides:
@@ -123,11 +128,26 @@ def subjects(arguments: Sequence[str]) -> int:
     return 0
 
 
+def pretrain(arguments: Sequence[str]) -> int:
+    """A second estimator, trained on source images alone."""
+    from posegen_ray.pretrain import check_pretraining, run_pretraining
+
+    given = {argument.split("=")[0] for argument in arguments}
+    defaults = {"estimator": "compact_hmr", "run_dir": "runs/pretrain"}
+    unsaid = [f"{name}={value}" for name, value in defaults.items() if name not in given]
+    if "resume" in given:
+        unsaid = []
+    config, folder, console = _start_run([*unsaid, *arguments], check_pretraining)
+    with _backend(config, folder, console) as backend:
+        print(run_pretraining(config, folder, backend, console))
+    return 0
+
+
 def train(arguments: Sequence[str]) -> int:
     """Adversarial training without the comparison."""
-    from posegen_ray.experiment import run_training
+    from posegen_ray.experiment import check_run, run_training
 
-    config, folder, console = _start_run(arguments, compared=False)
+    config, folder, console = _start_run(arguments, functools.partial(check_run, compared=False))
     with _backend(config, folder, console) as backend:
         print(run_training(config, folder, backend, console))
     return 0
@@ -179,10 +199,14 @@ def evaluate(arguments: Sequence[str]) -> int:
 
 
 def experiment(arguments: Sequence[str]) -> int:
-    """The paper's table: estimators before and after PoseGen, on public test sets."""
+    """A comparison as `demo`; or the paper's table: several estimators on public test sets."""
+    from posegen_ray.compose import compose_config
     from posegen_ray.console import Console
     from posegen_ray.paper import run_paper
 
+    config = compose_config(arguments)
+    if not (config.estimators or config.datasets or config.experiment.name == "paper"):
+        return demo(arguments)
     console = Console()
     print(run_paper(arguments, lambda config, at: _backend(config, at, console), console))
     return 0
@@ -219,6 +243,16 @@ def report(arguments: Sequence[str]) -> int:
     return 0
 
 
+def atlas(arguments: Sequence[str]) -> int:
+    """Failures before and after one arm, as a page and a table, from what the run left."""
+    from posegen_ray.experiment import rewrite_atlas
+
+    config, _ = _settings(arguments)
+    run, _ = _open_run(config)
+    print("\n".join(map(str, rewrite_atlas(run, config.arm))))
+    return 0
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """What is there, what is missing, and what it is needed for."""
     from posegen_ray.doctor import examine
@@ -235,6 +269,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "convert": convert,
     "fit": fit,
     "subjects": subjects,
+    "pretrain": pretrain,
     "train": train,
     "generate": generate,
     "dataset": dataset,
@@ -242,6 +277,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "experiment": experiment,
     "tune": tune,
     "report": report,
+    "atlas": atlas,
     "doctor": doctor,
 }
 
@@ -305,13 +341,15 @@ def _settings(arguments: Sequence[str]) -> tuple[RunConfig, Console]:
     return compose_config(arguments), Console()
 
 
-def _start_run(arguments: Sequence[str], compared: bool = True) -> tuple[RunConfig, Path, Console]:
+def _start_run(
+    arguments: Sequence[str], check: Callable[[RunConfig], None] | None = None
+) -> tuple[RunConfig, Path, Console]:
     """A new run folder, or the one named by resume= with the settings that it was started with."""
-    from posegen_ray.experiment import open_run_folder
+    from posegen_ray.experiment import check_run, open_run_folder
 
     config, console = _settings(arguments)
     overrides = [argument for argument in arguments if not argument.startswith("resume=")]
-    config, folder = open_run_folder(config, overrides, console.say, compared)
+    config, folder = open_run_folder(config, overrides, console.say, check or check_run)
     return config, folder, console
 
 

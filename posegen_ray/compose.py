@@ -21,6 +21,7 @@ from posegen_ray.config import RunConfig
 from posegen_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+_VARIANTS = "experiment.variants"
 _DICTS = {field.name for field in fields(RunConfig) if str(field.type).startswith("dict[")}
 
 
@@ -60,7 +61,23 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
 
 def _may_be_new(override: str) -> str:
     """Entries of a dict (checkpoints.spin=…) need not be there already, as Hydra has it."""
-    return f"++{override}" if override.split(".")[0] in _DICTS else override
+    key = override.split("=")[0]
+    return f"++{override}" if key.split(".")[0] in _DICTS or _VARIANTS in key else override
+
+
+def change_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same configuration with other values: key=value, as on the command line.
+
+    Raises:
+        ConfigError: as `compose_config`.
+    """
+    try:
+        wanted = OmegaConf.from_dotlist(list(overrides))
+        changed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), wanted))
+    except OmegaConfBaseException as error:
+        _raise_clear(error, overrides)
+    assert isinstance(changed, RunConfig)
+    return changed
 
 
 def dump_config(config: RunConfig, path: Path) -> None:

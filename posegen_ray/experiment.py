@@ -10,7 +10,10 @@ that was interrupted goes on where it stopped and ends with the same numbers.
                 drawn/                  test and training images, while the run needs them
                 tensorboard/            curves, histograms, generated images
                 evaluation.*            predictions and test images: all that the report needs
-                summary.json report.html
+                summary.json comparison.csv report.html
+                pose_sets.csv           what the training poses are like, against motion capture
+                failure_finding.csv     how hard they are, and which failures they reach
+                atlas.html atlas.csv    failures by pose, viewpoint and body part
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from posegen_ray import findings
 from posegen_ray.compose import dump_config, read_config
 from posegen_ray.config import EvaluationConfig, RunConfig
 from posegen_ray.console import Console
@@ -31,15 +35,20 @@ from posegen_ray.errors import (
     ResourceError,
 )
 from posegen_ray.estimators.registry import check_estimator
+from posegen_ray.evaluation.comparison import comparison_table, write_comparison
+from posegen_ray.evaluation.failure_page import write_failure_atlas
+from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE
 from posegen_ray.evaluation.report import write_report
 from posegen_ray.evaluation.store import (
     ReportInputs,
     load_evaluation,
     save_evaluation,
+    write_atomically,
 )
 from posegen_ray.evaluation.summary import (
     build_summary,
     collect_versions,
+    evaluate_arms,
     terminal_table,
     write_summary,
 )
@@ -66,19 +75,18 @@ def open_run_folder(
     config: RunConfig,
     overrides: Sequence[str],
     say: Callable[[str], None],
-    compared: bool = True,
+    check: Callable[[RunConfig], None] = check_run,
 ) -> tuple[RunConfig, Path]:
     """A fresh run folder, or the one that resume= names, with the settings it was started with.
 
     What lies in a fresh run's folder already is moved aside, never overwritten, and `say` is told.
 
     Args:
-        compared: see `check_run`.
+        check: raises where a run with these settings cannot begin.
 
     Raises:
-        ConfigError: resume= names no run, or comes with settings that differ from the run's; or as
-            `check_run`.
-        CheckpointError, AssetError: the estimator's files are missing.
+        ConfigError: resume= names no run, or comes with settings that differ from the run's.
+        ConfigError, CheckpointError, AssetError: as `check`.
         ResourceError: the folder cannot be written.
     """
     if config.resume:
@@ -91,9 +99,9 @@ def open_run_folder(
                 "change them.",
                 "Leave all settings but runtime=… out, or start a new run.",
             )
-        check_run(loaded, compared)
+        check(loaded)
         return replace(loaded, resume=str(folder), runtime=config.runtime), folder
-    check_run(config, compared)
+    check(config)
     folder = Path(config.run_dir)
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -142,14 +150,12 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
     run = Run(config, folder, backend, console)
     tests = run.test_set()
     answers = {"baseline": [run.baseline(tests)]}
-    if "posegen" in config.experiment.arms:
-        for seed in config.experiment.seeds:
-            run.training(seed)
+    run.trainings()
     run.draw_arms()
     speed, gallery = run.speed(), run.gallery()
     backend.release_renderer()  # nothing is rendered any more, and fine-tuning needs the memory
     answers |= run.arms(tests)
-    drawn, valid, reasons = run.candidates()
+    drawn, valid, reasons = run.notes.candidates()
     predictions = {arm: torch.stack(rows) for arm, rows in answers.items()}
     inputs = ReportInputs(
         estimator=run.estimator_name,
@@ -163,10 +169,12 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
         render=speed,
         rejected=reasons,
         rejected_total=drawn - valid,
-        history=run.history(),
+        history=findings.history(run),
         generated=gallery,
         title=f"PoseGen: {config.experiment.name}",
-        settings=run.settings(),
+        settings=findings.settings(run),
+        pose_sets=findings.pose_sets(run),
+        failure_finding=findings.failure_finding(run, tests, predictions["baseline"]),
     )
     save_evaluation(folder, inputs)
     run.tidy()
@@ -217,8 +225,23 @@ def rewrite_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def rewrite_atlas(folder: Path, arm: str) -> tuple[Path, Path]:
+    """Writes atlas.html and atlas.csv of one arm (empty: the report's) from what the run left."""
+    config = read_config(folder / "config.yaml")
+    return write_failure_atlas(folder, load_evaluation(folder), arm, config.evaluation)
+
+
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
-    summary = build_summary(inputs, settings.bootstrap)
+    tables = evaluate_arms(inputs)
+    summary = build_summary(inputs, settings.bootstrap, tables)
     write_summary(folder, summary)
+    if len(inputs.pose_sets):
+        text = inputs.pose_sets.to_csv(index=False, float_format="%.5g")
+        write_atomically(folder / POSE_SETS_TABLE, lambda file: file.write(text.encode()))
+    write_failure_atlas(folder, inputs, settings=settings)
+    write_comparison(folder, comparison_table(tables, settings.bootstrap))
+    if len(inputs.failure_finding):
+        text = inputs.failure_finding.to_csv(index=False, float_format="%.5g")
+        write_atomically(folder / "failure_finding.csv", lambda file: file.write(text.encode()))
     write_report(folder, inputs, settings)
     return terminal_table(summary)

@@ -165,7 +165,7 @@ class Shoot:
 
 @dataclass(frozen=True)
 class Draw:
-    """Some training images: kind "source", "random" or "generated" (with generator states)."""
+    """Some training images: kind "source", "random", "real" or "generated" (with generators)."""
 
     drawer: Drawer
     kind: str
@@ -180,8 +180,9 @@ class Draw:
         if self.kind == "generated":
             result = self.drawer.generated(self.states, self.seeds)
         else:
-            draw = {"source": self.drawer.source, "random": self.drawer.random}[self.kind]
-            result = draw(self.seeds)
+            drawer = self.drawer
+            draw = {"source": drawer.source, "random": drawer.random, "real": drawer.real}
+            result = draw[self.kind](self.seeds)
         advance(self.size)
         return result
 
@@ -209,19 +210,19 @@ class Predict:
 
 @dataclass(frozen=True)
 class FineTune:
-    """Fine-tunes the starting estimator on an arm's images and tests it."""
+    """Fine-tunes the starting estimator on an arm's images and tests it, if there are tests."""
 
     config: RunConfig
     joint_map: Tensor | None
     seed: int
     halves: Sequence[Shared[Samples]]  # the arm's training images; the first half is source data
-    test_images: Shared[Tensor]  # [N, 3, S, S] uint8
+    test_images: Shared[Tensor] | None  # [N, 3, S, S] uint8
 
     @property
     def size(self) -> int:
         return sum(stage.steps for stage in self.config.finetune.stages)
 
-    def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor]:
+    def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor | None]:
         """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""
         estimator = starting_estimator(self.config, self.joint_map)
         halves = [half.get() for half in self.halves]
@@ -249,7 +250,9 @@ class FineTune:
             body=self.config.body.name,
         )
         del samples
-        answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
+        answers = None
+        if self.test_images is not None:
+            answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
         advance(self.size - done)
         return {name: value.cpu() for name, value in tuned.state_dict().items()}, answers
 

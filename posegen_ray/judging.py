@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class Answer:
     error: Tensor  # [B] mm; differentiable in the proposals
     ambiguous: Tensor  # [B] bool
     images: Tensor  # [B, 3, S, S] in [0, 1], detached
+    truth: Tensor  # [B, 12, 3] metres, mid-hip at 0, detached
 
 
 def judge(
@@ -60,6 +61,7 @@ def judge(
         losses.joint_errors(answer, truth),
         losses.ambiguous(answer.detach(), truth.detach()),
         images.detach(),
+        truth.detach(),
     )
 
 
@@ -92,7 +94,7 @@ def judge_in_parts(
         if wanted:
             total = answer.error.sum()
             slopes.append(torch.autograd.grad(total, leaves, materialize_grads=True))
-        answers.append(Answer(answer.error.detach(), answer.ambiguous, answer.images))
+        answers.append(replace(answer, error=answer.error.detach()))
     error = torch.cat([answer.error for answer in answers])
     if wanted:
         known = [torch.cat(parts) for parts in zip(*slopes, strict=True)]
@@ -101,6 +103,7 @@ def judge_in_parts(
         error,
         torch.cat([answer.ambiguous for answer in answers]),
         torch.cat([answer.images for answer in answers]),
+        torch.cat([answer.truth for answer in answers]),
     )
 
 

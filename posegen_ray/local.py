@@ -148,12 +148,14 @@ class LocalBackend:
     def train(
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
     ) -> TrainingResult:
-        training, device = self._config.training, self._config.runtime.device
-        stream = LocalStream(self._config, drawer, seed)
+        # the drawer's settings: an arm may have its own
+        config, device = drawer.config, self._config.runtime.device
+        training = config.training
+        stream = LocalStream(config, drawer, seed)
         bar = self._console.bar("training", training.rounds * training.steps_per_round, "step")
         try:
             loop = make_loop(stream, bar.update)
-            store = checkpoint_store(self._config, folder)
+            store = checkpoint_store(config, folder)
             context = LocalContext(store, resume, device, self._console.say)
             result = loop.run(context)
         finally:

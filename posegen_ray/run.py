@@ -6,17 +6,26 @@ where it stopped and ends with the same numbers. The same for every runtime.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor
 
+from posegen_ray.arms import (
+    GENERATED,
+    MINED,
+    POSEGEN,
+    RANDOM,
+    Arm,
+    arm_named,
+    fine_tuned_arms,
+    rendered_for_feedback,
+    trained_arms,
+)
 from posegen_ray.body import load_body
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
@@ -28,9 +37,9 @@ from posegen_ray.errors import (
 )
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
-from posegen_ray.evaluation.store import (
-    RenderSpeed,
-)
+from posegen_ray.evaluation.protocol import TEST_SETS
+from posegen_ray.evaluation.store import RenderSpeed
+from posegen_ray.generation import losses
 from posegen_ray.jobs import (
     PREDICT_BLOCK,
     Draw,
@@ -44,14 +53,13 @@ from posegen_ray.jobs import (
 )
 from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
+from posegen_ray.notes import SampleNotes
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
 from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.store import list_subjects, read_manifest
-from posegen_ray.training import AdversarialTraining, TrainingResult, history_table
-
-FINE_TUNED = ("source_adapted", "random", "posegen")
+from posegen_ray.training import AdversarialTraining, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -66,18 +74,27 @@ class TestSet:
 class Run:
     """One run: its phases, each done once and kept in the run folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, backend: Backend, console: Console) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        backend: Backend,
+        console: Console,
+        pretrained: bool = True,
+    ) -> None:
+        """`pretrained`: there is an estimator; `posegen pretrain` makes it first."""
         self.config = config
         self.folder = folder
         self.backend = backend
         self.console = console
+        self.notes = SampleNotes(folder / "samples")
         with console.phase("setup", "preparing body, clips and estimator"):
             # fetched and built here once, before many processes want them at the same time
             load_body(config.body, lambda text: console.say(f"  {text}"))
             load_splits(config.motion)
-            if config.subject.source == "makehuman":
+            if config.subject.source == "makehuman" or config.experiment.test_person_images:
                 makehuman.prepare(lambda text: console.say(f"  {text}"))
-            self.estimator_name = build_estimator(config.estimator).name
+            self.estimator_name = build_estimator(config.estimator).name if pretrained else ""
         self._folders: Folders = ()
         self._joint_map: Tensor | None = None
 
@@ -118,32 +135,36 @@ class Run:
         self._folders = tuple((job.name, str(job.folder.absolute())) for job in jobs)
         return self._folders
 
-    def drawer(self) -> Drawer:
-        """Draws training images of the subjects."""
-        folders = self.subjects()
-        return Drawer(self.config, folders, self.backend.renderer(folders))
+    def drawer(self, config: RunConfig | None = None) -> Drawer:
+        """Draws training images of the subjects, by the settings of an arm (or the run's)."""
+        everybody = self.subjects()
+        config = config or self.config
+        names = config.subject.names
+        folders = tuple(one for one in everybody if not names or one[0] in names)
+        return Drawer(config, folders, self.backend.renderer(everybody))
 
     def test_set(self) -> TestSet:
-        """Source, wild and OOD test images; the same for every run."""
+        """All test images; the same for every run."""
         experiment = self.config.experiment
-        counts = {
-            "source": experiment.test_source_images,
-            "wild": experiment.test_wild_images,
-            "ood": experiment.test_ood_images,
-        }
+        if experiment.judge_on == "validation":
+            sources, unseen = experiment.test_source_images, experiment.test_ood_images
+            counts = {"val_source": sources, "validation": unseen}
+        else:
+            counts = {name: getattr(experiment, f"test_{name}_images") for name in TEST_SETS}
         kept = self._scratch / "test"
         if kept.exists():
             samples = KeptSamples(str(kept)).get()
         else:
             with self.console.phase("test_images", f"making {sum(counts.values())} test images"):
-                parts = [self._shoot(name, count) for name, count in counts.items()]
+                parts = [self.shoot(name, count) for name, count in counts.items() if count]
             samples = concatenate_samples(parts)
-            self._note_samples("test", samples)
+            self.notes.samples("test", samples)
             KeptSamples.write(samples, kept)
         sets = tuple(name for name, count in counts.items() for _ in range(count))
         return TestSet(_by_motion(samples), sets, self.backend.share(samples.images))
 
-    def _shoot(self, name: str, count: int) -> Samples:
+    def shoot(self, name: str, count: int) -> Samples:
+        """The first `count` images of a set of `TestShoot`."""
         shoot = TestShoot(self.config, name)
         parts: list[Samples] = []
         first = 0
@@ -161,11 +182,12 @@ class Run:
         count: int,
         seeds: Seeds,
         states: Sequence[dict[str, Tensor]] = (),
+        config: RunConfig | None = None,
     ) -> tuple[Samples, Counts]:
-        """Exactly `count` valid training images."""
+        """Exactly `count` valid training images, by the settings of an arm (or the run's)."""
         parts: list[Samples] = []
         counts: Counter[str] = Counter()
-        drawer = self.drawer()
+        drawer = self.drawer(config)
         while (have := sum(map(len, parts))) < count:
             blocks = _blocks(seeds.take(count - have), self._block)
             jobs = [Draw(drawer, kind, block, states) for block in blocks]
@@ -198,50 +220,94 @@ class Run:
     def baseline(self, tests: TestSet) -> Tensor:
         """The starting estimator's answers on the test images."""
         joint_map = self.joint_map()
-        count = len(tests.samples)
+        with self.console.phase("evaluate", "testing the starting estimator"):
+            return self._predict(tests.images, len(tests.samples), joint_map)
+
+    def _predict(self, images: Shared[Tensor], count: int, joint_map: Tensor | None) -> Tensor:
+        """The starting estimator's answers [count, 12, 3] on `count` images."""
         jobs = [
-            Predict(
-                self.config,
-                joint_map,
-                tests.images,
-                range(first, min(first + PREDICT_BLOCK, count)),
-            )
+            Predict(self.config, joint_map, images, range(first, min(first + PREDICT_BLOCK, count)))
             for first in range(0, count, PREDICT_BLOCK)
         ]
-        with self.console.phase("evaluate", "testing the starting estimator"):
-            return torch.cat(self.backend.run(jobs, "testing", "img"))
+        return torch.cat(self.backend.run(jobs, "testing", "img"))
 
-    def training(self, seed: int) -> TrainingResult:
-        """Adversarial training of one seed: done, continued, or read back."""
-        kept = self._kept("generator", seed)
+    def trainings(self) -> None:
+        """Trains the generators of all arms and seeds that need one."""
+        for arm in trained_arms(self.config):
+            for seed in self.config.experiment.seeds:
+                self.training(seed, arm)
+
+    def training(self, seed: int, arm: Arm | None = None) -> TrainingResult:
+        """Adversarial training of one seed (of PoseGen, or of an arm's variant): done, continued,
+        or read back."""
+        name, config = (arm.name, arm.config) if arm else (POSEGEN, self.config)
+        kept = self._kept(_generator(name), seed)
         if kept.exists():
             return TrainingResult.from_state(load_checkpoint(kept))
-        drawer, joint_map = self.drawer(), self.joint_map()
-        training = self.config.training
-        text = f"adversarial training, {training.rounds} rounds (seed {seed})"
+        drawer, joint_map = self.drawer(config), self.joint_map()
+        start = self._attacked(seed, arm)
+        reference = None
+        if config.feedback.reducible > 0:
+            reference = self._prepared("reference", ("source_half", "reference_half"), seed)
+        folder = f"seed_{seed}" if name == POSEGEN else f"{name}_seed_{seed}"
+        of = "" if name == POSEGEN else f"{name}, "
+        text = f"adversarial training, {config.training.rounds} rounds ({of}seed {seed})"
         with self.console.phase("train", text):
             result = self.backend.train(
                 lambda stream, advance: AdversarialTraining(
-                    self.config,
+                    config,
                     drawer.folders,
                     drawer.renderer,
                     stream,
                     joint_map,
                     self.root(seed),
-                    str((self.folder / "tensorboard" / f"seed_{seed}").absolute()),
+                    str((self.folder / "tensorboard" / folder).absolute()),
                     advance,
+                    start,
+                    reference,
                 ),
                 drawer,
-                self.folder / "training" / f"seed_{seed}",
+                self.folder / "training" / folder,
                 self.root(seed),
                 resume=bool(self.config.resume),
             )
         save_checkpoint(kept, result.state())
         return result
 
-    def trained(self, seed: int) -> TrainingResult:
+    def _attacked(self, seed: int, arm: Arm | None) -> dict[str, Tensor] | None:
+        """Weights of the estimator that a training starts from (training.attack)."""
+        attack = (arm.config if arm else self.config).training.attack
+        if attack == "source":
+            return self._prepared("adapted", ("source_half",), seed)
+        if attack == "random":
+            name = arm.name if arm else POSEGEN
+            return self._prepared(f"{name}.attacked", ("source_half", f"{name}_random"), seed)
+        return None
+
+    def _prepared(self, name: str, halves: Sequence[str], seed: int) -> dict[str, Tensor]:
+        """Weights of an estimator that training needs, fine-tuned once on some drawn sets."""
+        kept = self._kept(name, seed)
+        if not kept.exists():
+            with self.console.phase("prepare", f"fine-tuning the {name} estimator (seed {seed})"):
+                for half in halves:
+                    if not self._drawn(half, seed).exists():
+                        self._draw_set(half, seed)
+                job = self._fine_tune(halves, seed)
+                ((weights, _),) = self.backend.run([job], "fine-tuning", "step")
+            save_checkpoint(kept, {"weights": weights})
+        weights = load_checkpoint(kept)["weights"]
+        return dict(weights)
+
+    def _fine_tune(
+        self, halves: Sequence[str], seed: int, tests: Shared[Tensor] | None = None
+    ) -> FineTune:
+        """The job that fine-tunes on some drawn sets, the first of source data, and tests."""
+        shared = [KeptSamples(str(self._drawn(half, seed).absolute())) for half in halves]
+        return FineTune(self.config, self.joint_map(), self.root(seed), shared, tests)
+
+    def trained(self, seed: int, arm: str = POSEGEN) -> TrainingResult:
         """A finished training's result."""
-        kept = self._kept("generator", seed)
+        kept = self._kept(_generator(arm), seed)
         if not kept.exists():
             raise CheckpointError(
                 f"{self.folder} holds no trained generator for seed {seed}.",
@@ -263,24 +329,91 @@ class Run:
 
     def _draw_set(self, name: str, seed: int) -> None:
         """The source half that a seed's arms share, or an arm's own half."""
-        kind = {
-            "source_half": "source",
-            "source_adapted": "source",
-            "random": "random",
-            "posegen": "generated",
-        }[name]
         total = self.config.experiment.images_per_arm
-        count = total // 2 if name == "source_half" else total - total // 2
-        states: Sequence[dict[str, Tensor]] = ()
-        if kind == "generated":
-            # the later half of training: hard in more than one way, and no longer naive
-            generators = self.trained(seed).generators
-            states = generators[len(generators) // 2 :]
-        stream = "source half" if name == "source_half" else f"{name} half"
-        samples, counts = self.draw(kind, count, Seeds(self.root(seed), stream), states)
-        self._note_samples(f"{name}-{seed}", samples)
-        self._note_counts(f"{name}-{seed}", counts)
+        own = total - total // 2
+        stream = Seeds(self.root(seed), f"{name.removesuffix('_half')} half")
+        if name in ("source_half", "reference_half"):
+            kind = "source" if name == "source_half" else RANDOM
+            samples, counts = self.draw(kind, total // 2, stream)
+        elif name.endswith("_random"):
+            settings = self._settings_of(name.removesuffix("_random"))
+            random = own - round(own * settings.generator.share)
+            samples, counts = self._draw_good(RANDOM, random, stream, (), settings)
+        else:
+            samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
+        self.notes.samples(f"{name}-{seed}", samples)
+        self.notes.counts(f"{name}-{seed}", counts)
+        if name in self._fine_tuned():
+            self.notes.errors(f"{name}-{seed}", samples, *self._errors(samples))
         KeptSamples.write(samples, self._drawn(name, seed))
+
+    def _draw_own(self, arm: Arm, count: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
+        """An arm's own images."""
+        extra = rendered_for_feedback(self.config)
+        if arm.kind == MINED:
+            return self._mine(count, count + extra, seed, stream)
+        states: Sequence[dict[str, Tensor]] = ()
+        if arm.kind == GENERATED:
+            # the later half of training: hard in more than one way, and no longer naive
+            generators = self.trained(seed, arm.name).generators
+            states = generators[len(generators) // 2 :]
+            count = round(count * arm.config.generator.share)
+        count += extra * arm.more
+        samples, counts = self._draw_good(arm.kind, count, stream, states, arm.config)
+        if arm.kind == GENERATED and arm.config.generator.share < 1:
+            random = self._drawn(f"{arm.name}_random", seed)
+            if not random.exists():
+                self._draw_set(f"{arm.name}_random", seed)
+            samples = concatenate_samples([samples, KeptSamples(str(random)).get()])
+        return samples, counts
+
+    def _draw_good(
+        self,
+        kind: str,
+        count: int,
+        stream: Seeds,
+        states: Sequence[dict[str, Tensor]],
+        config: RunConfig,
+    ) -> tuple[Samples, Counts]:
+        """As `draw`, less the ambiguous ones where they are not wanted."""
+        if not config.validity.unambiguous:
+            return self.draw(kind, count, stream, states, config)
+        parts: list[Samples] = []
+        counts: Counter[str] = Counter()
+        while (have := sum(map(len, parts))) < count:
+            samples, more = self.draw(kind, count - have, stream, states, config)
+            good = (~self._errors(samples)[1]).nonzero()[:, 0].tolist()
+            parts.append(samples[good])
+            counts.update(more)
+            counts["ambiguous"] += len(samples) - len(good)
+            counts["valid"] -= len(samples) - len(good)
+        return concatenate_samples(parts), dict(counts)
+
+    def _settings_of(self, arm: str) -> RunConfig:
+        """An arm's settings; PoseGen's own where no arm is compared (`posegen train`)."""
+        found = [one for one in trained_arms(self.config) if one.name == arm]
+        return found[0].config if found else self.config
+
+    def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
+        """Of a pool of random images those that PoseGen's feedback pays best."""
+        samples, counts = self.draw(RANDOM, pool, stream)
+        source, _ = self._errors(KeptSamples(str(self._drawn("source_half", seed))).get())
+        errors, ambiguous = self._errors(samples)
+        payments = losses.feedback_payment(errors, float(source.median()), self.config.feedback)
+        if not self.config.feedback.pay_ambiguous:
+            payments = payments * ~ambiguous
+        # equal payments (all above the band's end, say) are taken in the order of drawing
+        best = payments.argsort(descending=True, stable=True)[:count].sort().values.tolist()
+        return samples[best], counts
+
+    def _errors(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The starting estimator's error on each sample [N] mm, and whether it is ambiguous [N]."""
+        shared = self.backend.share(samples.images)
+        answers = self._predict(shared, len(samples), self.joint_map())
+        return (
+            losses.joint_errors(answers, samples.joints),
+            losses.ambiguous(answers, samples.joints),
+        )
 
     def arms(self, tests: TestSet) -> dict[str, list[Tensor]]:
         """Every fine-tuned arm's answers on the test images, one tensor a seed.
@@ -289,19 +422,8 @@ class Run:
         """
         missing = self._missing()
         if missing:
-            joint_map = self.joint_map()
             jobs = [
-                FineTune(
-                    self.config,
-                    joint_map,
-                    self.root(seed),
-                    [
-                        KeptSamples(str(self._drawn(half, seed).absolute()))
-                        for half in ("source_half", arm)
-                    ],
-                    tests.images,
-                )
-                for arm, seed in missing
+                self._fine_tune(("source_half", arm), seed, tests.images) for arm, seed in missing
             ]
 
             def keep(number: int, result: tuple[dict[str, Tensor], Tensor]) -> None:
@@ -322,7 +444,7 @@ class Run:
         }
 
     def _fine_tuned(self) -> list[str]:
-        return [arm for arm in self.config.experiment.arms if arm in FINE_TUNED]
+        return [arm.name for arm in fine_tuned_arms(self.config)]
 
     def _missing(self) -> list[tuple[str, int]]:
         """Arms (and their seeds) that are not fine-tuned yet."""
@@ -355,7 +477,7 @@ class Run:
 
     def gallery(self) -> Tensor | None:
         """Some of the images that the first seed's last generator makes."""
-        if "posegen" not in self.config.experiment.arms:
+        if POSEGEN not in self.config.experiment.arms:
             return None
         kept = self._scratch / "gallery"
         if not kept.exists():
@@ -368,44 +490,6 @@ class Run:
     def tidy(self) -> None:
         """Removes what only an unfinished run needs."""
         shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def candidates(self) -> tuple[int, int, dict[str, int]]:
-        """Proposals drawn, valid ones, and rejections by reason, over all seeds and arms."""
-        total: Counter[str] = Counter()
-        for file in sorted((self.folder / "samples").glob("counts-*.json")):
-            total.update(json.loads(file.read_text(encoding="utf-8")))
-        reasons = {name: n for name, n in total.items() if name not in ("drawn", "valid")}
-        return total["drawn"], total["valid"], reasons
-
-    def history(self) -> pd.DataFrame:
-        """The training curves of all seeds."""
-        if "posegen" not in self.config.experiment.arms:
-            return pd.DataFrame()
-        seeds = self.config.experiment.seeds
-        return history_table({seed: self.trained(seed) for seed in seeds})
-
-    def settings(self) -> dict[str, str]:
-        """What the report shows of the configuration."""
-        config = self.config
-        stages = ", ".join(f"{stage.steps} at {stage.cut}" for stage in config.finetune.stages)
-        training = config.training
-        rendered = {
-            str(seed): self.trained(seed).rendered
-            for seed in config.experiment.seeds
-            if "posegen" in config.experiment.arms
-        }
-        joint_map = f"fitted on {config.experiment.joint_map_images} source images, for all arms"
-        return {
-            "joint map": "none" if self.joint_map() is None else joint_map,
-            "images per arm": str(config.experiment.images_per_arm),
-            "fine-tuning steps": stages,
-            "adversarial steps": f"{training.rounds} rounds of {training.steps_per_round}",
-            "images rendered for feedback (PoseGen only)": ", ".join(map(str, rendered.values()))
-            or "none",
-            "subjects": ", ".join(name for name, _ in self.subjects()),
-            "body": config.body.name,
-            "runtime": config.runtime.name,
-        }
 
     @property
     def _block(self) -> int:
@@ -421,25 +505,10 @@ class Run:
     def _drawn(self, name: str, seed: int) -> Path:
         return self._scratch / f"{name}-{seed}"
 
-    def _note_samples(self, name: str, samples: Samples) -> None:
-        """What each image was made from, as a table: the proof of who saw what."""
-        folder = self.folder / "samples"
-        folder.mkdir(exist_ok=True)
-        table = pd.DataFrame(
-            {
-                "clip": samples.clips,
-                "subject": samples.subjects,
-                "seed": samples.seeds.numpy(),
-                "azimuth": samples.view[:, 0].numpy(),
-                "elevation": samples.view[:, 1].numpy(),
-                "roll": samples.view[:, 2].numpy(),
-            }
-        )
-        table.to_parquet(folder / f"{name}.parquet")
 
-    def _note_counts(self, name: str, counts: Mapping[str, int]) -> None:
-        file = self.folder / "samples" / f"counts-{name}.json"
-        file.write_text(json.dumps(dict(counts)), encoding="utf-8")
+def _generator(arm: str) -> str:
+    """What the checkpoint of an arm's generators is called."""
+    return "generator" if arm == POSEGEN else f"{arm}.generator"
 
 
 class Seeds:

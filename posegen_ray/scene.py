@@ -34,10 +34,17 @@ from posegen_ray.subjects.background import backgrounds, composite
 BackgroundFn = Callable[[Sequence[int], int], Tensor]
 
 
-def seeded_backgrounds(split: str) -> BackgroundFn:
-    """Backgrounds of a split (train, val, test); each depends on its own seed alone."""
+def seeded_backgrounds(split: str, plain: bool = False) -> BackgroundFn:
+    """Backgrounds of a split (train, val, test); each depends on its own seed alone.
+
+    Args:
+        plain: of one colour each, instead of pictures.
+    """
 
     def draw(seeds: Sequence[int], size: int) -> Tensor:
+        if plain:
+            colours = [torch.rand(3, generator=torch_stream(seed, "plain")) for seed in seeds]
+            return torch.stack(colours)[:, :, None, None].expand(-1, -1, size, size)
         return torch.cat([backgrounds(split, 1, size, seed) for seed in seeds])
 
     return draw

@@ -53,10 +53,12 @@ from posegen_ray.scene import (
     seeded_backgrounds,
 )
 from posegen_ray.seeding import derive_seed
+from posegen_ray.subjects import makehuman
+from posegen_ray.subjects.baking import TEXTURE_SIZE
 from posegen_ray.subjects.raycast import TexturedMesh, random_light, raycast
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import load_subject, read_manifest
-from posegen_ray.subjects.wardrobe import dress, people, shape_of
+from posegen_ray.subjects.wardrobe import Performer, people
 
 Counts = dict[str, int]  # proposals drawn, valid, and rejected by reason
 Folders = tuple[tuple[str, str], ...]  # subject -> its folder
@@ -159,8 +161,14 @@ class Studio:
 
     def random_sampler(self) -> RandomSampler:
         """Broad random poses and cameras, in the generator's ranges."""
-        settings = self.config.generator
-        return RandomSampler(self.source, settings.camera, len(self.folders), settings.recombine)
+        settings, count = self.config.generator, len(self.folders)
+        return RandomSampler(
+            self.source, settings.camera, count, settings.recombine, settings.tumble
+        )
+
+    def real_sampler(self) -> RealPoseSampler:
+        """Real training poses, cameras in the generator's ranges."""
+        return RealPoseSampler(self.source, self.config.generator.camera, len(self.folders))
 
 
 def studio_of(config: RunConfig, folders: Folders) -> Studio:
@@ -193,6 +201,10 @@ class Drawer:
     def random(self, seeds: Sequence[int]) -> tuple[Samples, Counts]:
         """Broad random poses and cameras."""
         return self._draw(self._studio.random_sampler(), seeds)
+
+    def real(self, seeds: Sequence[int]) -> tuple[Samples, Counts]:
+        """Real poses of the source clips, broad random cameras."""
+        return self._draw(self._studio.real_sampler(), seeds)
 
     def generated(
         self, states: Sequence[Mapping[str, Tensor]], seeds: Sequence[int]
@@ -230,7 +242,7 @@ class Drawer:
             self.renderer.render_fn(),
             studio.people,
             studio.crop,
-            seeded_backgrounds("train"),
+            seeded_backgrounds("train", self.config.training.plain_backgrounds),
             seeds,
             studio.checker,
         )
@@ -240,6 +252,11 @@ class Drawer:
 # --- test images --------------------------------------------------------------------------------
 
 EXTREME = CameraRangeConfig(elevation_low=25.0, elevation_high=80.0)
+# no training camera comes as near or is held as crooked
+CROOKED = CameraRangeConfig(
+    elevation_low=0.0, elevation_high=60.0, roll=60.0, distance_low=1.6, distance_high=2.2
+)
+MAKEHUMAN = "makehuman"  # a cast of test people beside the wardrobe's
 
 
 @dataclass(frozen=True)
@@ -247,8 +264,10 @@ class TestShoot:
     """Makes one set of test images: other people, other backgrounds, another renderer.
 
     Sets: "source" (the source clips' other halves, eye level), "wild" (the same frames from extreme
-    views), "ood" (unseen clips, both kinds of views), "validation" (clips and people of its own,
-    both kinds of views).
+    views), "view" (the same frames from near and tilted cameras), "person" (the same frames at eye
+    level, MakeHuman's people), "motion" (unseen clips, eye level), "ood" (unseen clips, from eye
+    level and from extreme views), "validation" (clips and people of its own, both kinds of views),
+    "val_source" (source clips at eye level, the validation people).
     """
 
     config: RunConfig
@@ -257,25 +276,25 @@ class TestShoot:
     def seeds(self, count: int) -> list[int]:
         """The seeds of the set's first `count` images: the same for every run and arm.
 
-        Source and wild share theirs, so they show the same people in the same frames.
+        Source, wild and view share theirs, so they show the same people in the same frames.
         """
-        stream = "source" if self.name == "wild" else self.name
+        stream = "source" if self.name in ("wild", "view") else self.name
         return [derive_seed(0, "test", stream, index) for index in range(count)]
 
     def __call__(self, seeds: Sequence[int]) -> Samples:
         """The set's images for these seeds; seeds without a valid proposal are left out."""
-        models = models_of(self.config, "val" if self.name == "validation" else "test")
+        cast = {"validation": "val", "val_source": "val", "person": MAKEHUMAN}.get(
+            self.name, "test"
+        )
+        models = models_of(self.config, cast)
         bank, checker = models.sets[self.name]
-        eye_level = RealPoseSampler(bank, CameraRangeConfig.eye_level(), len(models.meshes))
-        extreme = RealPoseSampler(bank, EXTREME, len(models.meshes))
-        if self.name in ("source", "wild"):
-            views = [(eye_level if self.name == "source" else extreme, list(seeds))]
-        else:
-            views = [
-                (eye_level, [seed for seed in seeds if seed % 2 == 0]),
-                (extreme, [seed for seed in seeds if seed % 2 == 1]),
-            ]
-        parts = [self._shoot(models, sampler, mine, checker) for sampler, mine in views if mine]
+        cameras = _CAMERAS.get(self.name, (CameraRangeConfig.eye_level(), EXTREME))
+        parts = []
+        for number, camera in enumerate(cameras):
+            mine = [seed for seed in seeds if seed % len(cameras) == number]
+            if mine:
+                sampler = RealPoseSampler(bank, camera, len(models.meshes))
+                parts.append(self._shoot(models, sampler, mine, checker))
         return concatenate_samples(parts)
 
     def _shoot(
@@ -300,11 +319,21 @@ class TestShoot:
         return samples
 
 
+_CAMERAS = {  # of sets that are seen in one way
+    "source": (CameraRangeConfig.eye_level(),),
+    "wild": (EXTREME,),
+    "view": (CROOKED,),
+    "motion": (CameraRangeConfig.eye_level(),),
+    "val_source": (CameraRangeConfig.eye_level(),),
+    "person": (CameraRangeConfig.eye_level(),),
+}
+
+
 @dataclass(frozen=True)
 class Models:
     """Textured people in front of the ray-caster, and the poses they take."""
 
-    split: str  # test | val
+    split: str  # of the backgrounds: test | val
     crop: CropSpec
     people: People
     meshes: tuple[TexturedMesh, ...]
@@ -328,37 +357,48 @@ class Models:
         return render
 
 
-def models_of(config: RunConfig, split: str) -> Models:
-    """This process's models of a split; made once."""
-    key = (json.dumps(asdict(config), sort_keys=True), split)
+def models_of(config: RunConfig, cast: str) -> Models:
+    """This process's models of a cast (test, val, makehuman); made once."""
+    key = (json.dumps(asdict(config), sort_keys=True), cast)
     if key not in _models:
         studio = studio_of(config, ())
-        cast = people(split)
-        shapes = torch.stack([shape_of(person, studio.body) for person in cast])
-        group = People(tuple(person.name for person in cast), shapes, studio.body)
+        performers = _cast(cast)
+        shapes = torch.stack([performer.shape(studio.body) for performer in performers])
+        group = People(tuple(person.name for person in performers), shapes, studio.body)
+        splits = studio.splits
         clips = {
             "test": {
-                "source": studio.splits.source_test,
-                "wild": studio.splits.source_test,
-                "ood": studio.splits.ood,
+                "source": splits.source_test,
+                "wild": splits.source_test,
+                "view": splits.source_test,
+                "motion": splits.ood,
+                "ood": splits.ood,
             },
-            "val": {"validation": studio.splits.validation},
-        }[split]
+            # frames that train others; the test's halves stay unseen
+            "val": {"validation": splits.validation, "val_source": splits.source_train},
+            MAKEHUMAN: {"person": splits.source_test},
+        }[cast]
         banks = {name: PoseBank.from_clips(part) for name, part in clips.items()}
         grounded = replace(config.validity, above_ground=True)
         sets = {
             name: (bank, ValidityChecker(grounded, studio.body, shapes, bank.poses.rotations))
             for name, bank in banks.items()
         }
-        _models[key] = Models(split, studio.crop, group, _dressed(config.body, split), sets)
+        split = "val" if cast == "val" else "test"
+        _models[key] = Models(split, studio.crop, group, _dressed(config.body, cast), sets)
     return _models[key]
 
 
-def _dressed(body: BodyConfig, split: str) -> tuple[TexturedMesh, ...]:
-    """The meshes of a split's people; the same ones for all settings but the body's."""
-    key = (json.dumps(asdict(body), sort_keys=True), split)
+def _cast(name: str) -> Sequence[Performer]:
+    return list(makehuman.PEOPLE.values()) if name == MAKEHUMAN else people(name)
+
+
+def _dressed(body: BodyConfig, cast: str) -> tuple[TexturedMesh, ...]:
+    """The meshes of a cast; the same ones for all settings but the body's."""
+    key = (json.dumps(asdict(body), sort_keys=True), cast)
     if key not in _meshes:
-        _meshes[key] = tuple(dress(person, load_body(body)) for person in people(split))
+        loaded = load_body(body)
+        _meshes[key] = tuple(one.dress(loaded, TEXTURE_SIZE) for one in _cast(cast))
     return _meshes[key]
 
 

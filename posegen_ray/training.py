@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,11 +27,13 @@ from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
 from posegen_ray.context import TrainContext
 from posegen_ray.errors import CheckpointError
-from posegen_ray.estimators.base import predict
+from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.finetune import FineTuner
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
+from posegen_ray.generation.generator import GeneratorSampler
 from posegen_ray.generation.histories import history_of
+from posegen_ray.generation.proposal import ProposalSampler
 from posegen_ray.records import Samples
 from posegen_ray.scene import seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream
@@ -84,6 +86,8 @@ class AdversarialTraining:
         joint_map: the estimator's, fitted on source data (None where it needs none).
         seed: root of all randomness.
         tensorboard: folder for scalars, histograms and image grids (worker 0).
+        start: weights of the estimator that is attacked; None: as it comes.
+        reference: weights of the reference estimator (feedback.reducible).
         advance: told how many adversarial steps were done since the last call. Picklable.
     """
 
@@ -95,6 +99,8 @@ class AdversarialTraining:
     seed: int
     tensorboard: str
     advance: Advance
+    start: Mapping[str, Tensor] | None = None
+    reference: Mapping[str, Tensor] | None = None
 
     def run(self, context: TrainContext) -> TrainingResult | None:
         """Trains to the end; worker 0 returns the result."""
@@ -121,14 +127,12 @@ class _Run:
                 self.config.training.max_skipped_steps,
                 self.config.training.accumulate,
                 self.config.training.precision,
+                self._estimator(plan.reference) if plan.reference is not None else None,
             )
-        self.estimator = build_estimator(self.config.estimator)
-        if plan.joint_map is not None:
-            self.estimator.set_joint_map(plan.joint_map)
-        self.estimator.to(context.device)
+        self.estimator = self._estimator(plan.start)
         self.tuner = self._tuner() if self.config.training.estimator_steps else None
         self.render_fn = plan.renderer.render_fn()
-        self.background = seeded_backgrounds("train")
+        self.background = seeded_backgrounds("train", self.config.training.plain_backgrounds)
         self.round = 0
         self.rendered = 0
         self.generators: list[dict[str, Tensor]] = []
@@ -139,6 +143,15 @@ class _Run:
             if context.rank == 0
             else None
         )
+
+    def _estimator(self, weights: Mapping[str, Tensor] | None) -> PoseEstimator:
+        """The estimator as it comes, or with these weights, where this worker computes."""
+        estimator = build_estimator(self.config.estimator)
+        if weights is not None:
+            estimator.load_state_dict(weights)
+        elif self.plan.joint_map is not None:
+            estimator.set_joint_map(self.plan.joint_map)
+        return estimator.to(self.context.device)
 
     def _tuner(self) -> FineTuner:
         return FineTuner(
@@ -189,10 +202,13 @@ class _Run:
 
     def _calibrate(self) -> None:
         rng = torch_stream(self.plan.seed, "calibrate")
+        sampler: ProposalSampler = self.studio.source_sampler()
+        if self.config.feedback.band_of == "prior":
+            sampler = GeneratorSampler(self.adversary.generator)
         self.adversary.calibrate(
             self.render_fn,
             self.estimator,
-            self.studio.source_sampler(),
+            sampler,
             self.background,
             CALIBRATION_IMAGES,
             rng,
@@ -216,7 +232,8 @@ class _Run:
             rng,
             self.context.average_gradients if self.context.world_size > 1 else None,
         )
-        self.rendered += round(metrics.valid * training.batch_size)
+        if self.config.feedback.weight > 0:  # nothing is rendered without
+            self.rendered += round(metrics.valid * training.batch_size)
         row = {"step": float(len(self.history)), "seed": float(self.plan.seed), **metrics.as_dict()}
         self.history.append(row)
         if self.context.rank == 0:
@@ -301,10 +318,14 @@ class _Run:
             self.plan.stream.publish(self.round - 1, self.generators[-1])
 
 
-def history_table(results: Mapping[int, TrainingResult]) -> pd.DataFrame:
-    """All seeds' training curves, one row a step."""
-    rows = [row for result in results.values() for row in result.history]
-    return pd.DataFrame(rows).assign(arm="posegen")
+def history_table(results: Mapping[str, Sequence[TrainingResult]]) -> pd.DataFrame:
+    """All training curves by arm, one row a step."""
+    parts = [
+        pd.DataFrame(result.history).assign(arm=arm)
+        for arm, of_seeds in results.items()
+        for result in of_seeds
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -381,3 +381,18 @@ def test_in_bf16_the_estimator_alone_computes_roughly() -> None:
     assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
     assert results["fp32"] != results["bf16"]
     assert results["bf16"] == pytest.approx(results["fp32"], rel=0.02)
+
+
+def test_what_the_reference_gets_wrong_too_is_not_paid() -> None:
+    def paid(reducible: float, reference: PoseEstimator) -> torch.Tensor:
+        made = calibrated()
+        made.feedback = FeedbackConfig(reducible=reducible, pay_ambiguous=True)
+        made.reference = reference
+        step(made, 1)
+        _, payments = made.memory.draw(64, seeded(0))
+        return payments
+
+    whole = paid(0.0, Guesser())
+    assert whole.max() > 0.1
+    assert paid(1.0, Guesser()).max() <= 1e-5  # it knows no better than the one that is attacked
+    assert paid(0.5, Guesser()).max() == pytest.approx(0.5 * float(whole.max()), abs=1e-5)

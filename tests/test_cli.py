@@ -30,7 +30,7 @@ def test_doctor_says_what_is_missing_and_why(capsys):
     text = capsys.readouterr().out
     assert "blazepose-full" in text
     assert "none in /nowhere; needed for body=smpl" in text
-    assert "experiment=demo, paper, small, tiny" in text
+    assert "experiment=ablation, demo, ood, paper, small, tiny" in text
 
 
 def test_doctor_finds_smpl_under_its_published_name(capsys, tmp_path):
@@ -51,7 +51,7 @@ def test_unknown_asset_and_action(capsys):
     assert main(["assets", "sell"]) == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["generate", "evaluate", "report", "atlas"])
 def test_run_must_be_named_and_exist(command, capsys, tmp_path):
     assert main([command, "runtime=inprocess"]) == 2
     assert "run=<run folder>" in capsys.readouterr().err

@@ -19,11 +19,13 @@ from posegen_ray.config.datasets import (
 )
 from posegen_ray.config.estimators import (
     BLACK_BOX,
+    COMPACT,
     ESTIMATORS,
     EstimatorConfig,
     FineTuneConfig,
     FineTuneStageConfig,
     LossConfig,
+    PretrainConfig,
 )
 from posegen_ray.config.experiment import (
     ARMS,
@@ -78,6 +80,7 @@ __all__ = [
     "ARMS",
     "AnerfConfig",
     "BLACK_BOX",
+    "COMPACT",
     "BodyConfig",
     "CAPTURE_FORMATS",
     "CameraRangeConfig",
@@ -93,6 +96,7 @@ __all__ = [
     "FeedbackConfig",
     "FieldConfig",
     "FineTuneConfig",
+    "PretrainConfig",
     "FineTuneStageConfig",
     "FitConfig",
     "GeneratorConfig",

@@ -7,16 +7,19 @@ from dataclasses import dataclass, field
 from posegen_ray.config.rules import require
 
 BLACK_BOX = "black_box"
-ESTIMATORS = ("blazepose", "spin", "hybrik_res34", "hybrik_w48", BLACK_BOX)
+COMPACT = "compact_hmr"
+ESTIMATORS = ("blazepose", COMPACT, "spin", "hybrik_res34", "hybrik_w48", BLACK_BOX)
 
 
 @dataclass
 class EstimatorConfig:
     """The pre-trained pose estimator (conf/estimator)."""
 
-    kind: str = "blazepose"  # blazepose | spin | hybrik_res34 | hybrik_w48 | black_box
+    kind: str = "blazepose"  # one of ESTIMATORS
     variant: str = "full"  # blazepose: lite | full | heavy
-    checkpoint: str = ""  # the published file of spin, hybrik_*
+    # the published file of spin, hybrik_*; compact_hmr: the folder that `posegen pretrain` wrote
+    # (empty: where it writes unless told)
+    checkpoint: str = ""
     smpl_folder: str = ""  # SMPL's files: hybrik_* need them, and spin for its joints
     flip_test: bool = True  # hybrik_*: also ask for the mirrored image; twice the time
     # black_box (docs/black-box.md)
@@ -133,4 +136,30 @@ class FineTuneConfig:
             self.online_learning_rate > 0,
             f"fine-tuning online_learning_rate={self.online_learning_rate} must be positive.",
             "The default is 3e-5.",
+        )
+
+
+@dataclass
+class PretrainConfig:
+    """Pre-training of estimator=compact_hmr on source images (`posegen pretrain`)."""
+
+    images: int = 4000  # source images
+    validation_images: int = 240  # of source poses; as many of unseen clips
+    finetune: FineTuneConfig = field(
+        default_factory=lambda: FineTuneConfig(
+            stages=[
+                FineTuneStageConfig("late", 1500, 64, 1e-3),
+                FineTuneStageConfig("early", 400, 32, 3e-4),
+            ],
+            interpolation=1.0,
+            losses=LossConfig(joints=1.0, joints_2d=1.0, rotations=0.1),
+        )
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self.images >= 1 and self.validation_images >= 1,
+            f"pretrain.images={self.images}, validation_images={self.validation_images} must be "
+            "at least 1.",
+            "The defaults are 4000 and 240.",
         )

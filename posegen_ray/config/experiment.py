@@ -43,11 +43,16 @@ class TrainingConfig:
     batch_size: int = 8  # proposals a step and worker
     estimator_steps: int = 6  # updates of the live estimator between rounds
     estimator_batch_size: int = 16  # half generated, half source images
+    # whom the generator attacks: the estimator as it comes (pretrained); after fine-tuning on the
+    # source half (source); or on that and the random images of its own half (random, with
+    # generator.share below 1). What those cure needs no generator
+    attack: str = "pretrained"
     max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
     log_every: int = 5
     # generator: so many parts of a batch are rendered and judged one after the other; estimator:
     # as many parts of a batch make one update. The same numbers, in less memory
     accumulate: int = 1
+    plain_backgrounds: bool = False  # one colour behind each training image, instead of pictures
     precision: str = "fp32"  # fp32 | bf16: what the estimator computes in (rendering never)
     storage: str = ""  # folder or URL (s3://bucket/path) of the checkpoints; empty: the run folder
     keep_checkpoints: int = 2  # the newest ones, and beside them
@@ -72,6 +77,11 @@ class TrainingConfig:
             "Use 1 (all at once) to training.batch_size (one by one).",
         )
         require(
+            self.attack in ("pretrained", "source", "random"),
+            f"training.attack={self.attack!r} is no estimator.",
+            "Choose pretrained, source or random.",
+        )
+        require(
             self.precision in PRECISIONS,
             f"training.precision={self.precision!r} is unknown.",
             f"Choose one of {', '.join(PRECISIONS)}.",
@@ -93,7 +103,19 @@ class TrainingConfig:
         )
 
 
-ARMS = ("baseline", "source_adapted", "random", "posegen")
+# what the other half of an arm's images is; arms beyond these are variants of PoseGen
+ARMS = (
+    "baseline",  # no fine-tuning
+    "source_adapted",  # source
+    "random",  # broad random poses and cameras
+    "random_more",  # the same, as many as PoseGen renders in all
+    "real_poses",  # real poses, random cameras
+    "hard_mined",  # of as many random ones as PoseGen renders, the hardest of its band
+    "no_feedback",  # the generator, trained to be plausible only
+    "posegen",
+)
+# the first part of settings that a variant of PoseGen may change: what makes its images
+VARIED = ("generator", "feedback", "discriminator", "training", "validity", "subject")
 
 
 @dataclass
@@ -102,14 +124,24 @@ class ExperimentConfig:
 
     name: str = "demo"
     seeds: list[int] = field(default_factory=lambda: [0])
-    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    arms: list[str] = field(
+        default_factory=lambda: ["baseline", "source_adapted", "random", "posegen"]
+    )
+    # PoseGen with other settings, as arms of their own: name -> overrides, as on the command line
+    variants: dict[str, list[str]] = field(default_factory=dict)
     images_per_arm: int = 1200  # half of them are the source images that all arms share
     block_size: int = 24  # samples are drawn in blocks: the unit of work and of seeding
     joint_map_images: int = 240  # source images that the joint map is fitted on
     test_source_images: int = 300
     test_wild_images: int = 300
-    test_ood_images: int = 480
+    test_view_images: int = 0  # source poses, near and tilted cameras
+    test_motion_images: int = 0  # unseen clips, eye level
+    test_person_images: int = 0  # source poses, eye level, MakeHuman's people
+    test_ood_images: int = 480  # unseen clips, both kinds of views
     validation_images: int = 96  # watched during training; never a test image
+    # test, or validation: to choose settings on people and clips that no test shows. It has as many
+    # images of source poses as test_source_images, of unseen clips as test_ood_images
+    judge_on: str = "test"
 
     def __post_init__(self) -> None:
         require(
@@ -117,11 +149,29 @@ class ExperimentConfig:
             f"experiment.seeds={list(self.seeds)} must be distinct and not empty.",
             "For example experiment.seeds=[0,1,2].",
         )
-        unknown = sorted(set(self.arms) - set(ARMS))
+        for name, overrides in self.variants.items():
+            require(
+                name.isidentifier() and name not in ARMS,
+                f"experiment.variants: {name!r} cannot name an arm.",
+                f"Use letters, digits and _, and none of {', '.join(ARMS)}.",
+            )
+            wrong = [o for o in overrides if o.split("=")[0].split(".")[0] not in VARIED]
+            require(
+                not wrong,
+                f"experiment.variants.{name} changes {''.join(wrong[:1])!r}, which all arms share.",
+                f"A variant may change {', '.join(VARIED)}.",
+            )
+        unknown = sorted(set(self.arms) - set(ARMS) - set(self.variants))
         require(
             not unknown,
             f"experiment.arms has unknown arms {unknown}.",
-            f"Choose from {list(ARMS)}.",
+            f"Choose from {', '.join((*ARMS, *self.variants))}, or describe {unknown[:1]} in "
+            "experiment.variants.",
+        )
+        require(
+            len(set(self.arms)) == len(self.arms),
+            f"experiment.arms={list(self.arms)} names an arm twice.",
+            "Name each arm once.",
         )
         require(
             "baseline" in self.arms,
@@ -145,4 +195,15 @@ class ExperimentConfig:
                 getattr(self, name) >= 1,
                 f"experiment.{name}={getattr(self, name)} must be at least 1.",
                 f"Set experiment.{name} to a positive number.",
+            )
+        require(
+            self.judge_on in ("test", "validation"),
+            f"experiment.judge_on={self.judge_on!r} is no set of images.",
+            "Choose test, or validation while settings are being chosen.",
+        )
+        for name in ("test_view_images", "test_motion_images", "test_person_images"):
+            require(
+                getattr(self, name) >= 0,
+                f"experiment.{name}={getattr(self, name)} is negative.",
+                f"Set experiment.{name}=0 to do without that test set.",
             )

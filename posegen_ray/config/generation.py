@@ -60,11 +60,14 @@ class GeneratorConfig:
     residual_prior: float = 0.6  # spread of the turns before learning, as a share of that bound
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
+    tumble: float = 0.0  # share of poses whose whole body turns about a level axis, by up to 180
+    learns: str = "both"  # both | pose | camera: the other one stays as its prior draws it
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     camera_shift: float = 1.5  # how far the camera may move from its prior, in logits
     candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
     temperature: float = 0.065  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
+    share: float = 1.0  # of the images that it is asked for; the others are drawn at random
 
     def __post_init__(self) -> None:
         require(
@@ -85,14 +88,25 @@ class GeneratorConfig:
             "The defaults are 45, 2, 0.6 and 0.15.",
         )
         require(
+            0 < self.share <= 1,
+            f"generator.share={self.share} is not in (0, 1].",
+            "1 takes all of PoseGen's own images from the generator, 0.5 every other one.",
+        )
+        require(
             self.candidates >= 1 and self.temperature > 0,
             f"generator candidates={self.candidates}, temperature={self.temperature} is no good.",
             "Use at least one candidate and a positive temperature.",
         )
         require(
-            0 <= self.recombine <= 1 and self.camera_shift >= 0,
-            f"generator recombine={self.recombine} or camera_shift={self.camera_shift} is no good.",
-            "recombine is a share between 0 and 1; camera_shift is not negative.",
+            self.learns in ("both", "pose", "camera"),
+            f"generator.learns={self.learns!r} is nothing to learn.",
+            "Choose both (default), pose or camera.",
+        )
+        require(
+            0 <= self.recombine <= 1 and 0 <= self.tumble <= 1 and self.camera_shift >= 0,
+            f"generator recombine={self.recombine}, tumble={self.tumble} or "
+            f"camera_shift={self.camera_shift} is no good.",
+            "recombine and tumble are shares between 0 and 1; camera_shift is not negative.",
         )
 
 
@@ -124,15 +138,19 @@ class FeedbackConfig:
     """What the generator is paid for (conf/feedback).
 
     It earns the estimator's error inside a band: from `band_low` to `band_high` times the median
-    error on real poses seen from the source's cameras. Below it a sample is easy, above it broken
-    or ambiguous.
+    error on real poses seen from the source's cameras, or on what the untrained generator proposes.
+    Below it a sample is easy, above it broken or ambiguous.
     """
 
     weight: float = 1.0
+    band_of: str = "source"  # source | prior: whose median error the band is stated in
     band_low: float = 1.0
     band_high: float = 2.0
     softness: float = 0.25  # of the band's ends, in widths of the band
     overshoot: float = 0.5  # fine above the band, per width of the band
+    # share of what a reference estimator's error would be paid that is held back: what even an
+    # estimator trained on broad data gets wrong is hard for other reasons (Mindermann et al. 2022)
+    reducible: float = 0.0
     pay_ambiguous: bool = False  # pay also where a mirrored or depth-swapped label fits better
     # how payments reach the generator. image: their gradient; score: a score function, which needs
     # only the estimator's answers; auto: image where the estimator is differentiable
@@ -164,10 +182,20 @@ class FeedbackConfig:
             "Set 0 < feedback.band_low < feedback.band_high.",
         )
         require(
+            self.band_of in ("source", "prior"),
+            f"feedback.band_of={self.band_of!r} is unknown.",
+            "Choose source or prior.",
+        )
+        require(
             self.estimator_gradient in ("auto", "image", "score") and self.score_noise > 0,
             f"feedback estimator_gradient={self.estimator_gradient!r}, "
             f"score_noise={self.score_noise} is no good.",
             "Choose auto, image or score, and a positive noise (0.3 is the default).",
+        )
+        require(
+            0 <= self.reducible <= 1,
+            f"feedback.reducible={self.reducible} is not between 0 and 1.",
+            "0 pays for error, 1 for what the reference estimator does better.",
         )
         rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
         priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)
@@ -191,13 +219,16 @@ class FeedbackConfig:
 
 @dataclass
 class ValidityConfig:
-    """When a sample is thrown away before it is rendered. Metres and degrees."""
+    """When a sample is thrown away, most of the time before it is rendered. Metres and degrees."""
 
     limit_margin_degrees: float = 10.0  # beyond what the real poses and anatomy allow
     penetration: float = 0.03  # bones may overlap this much more than in the real poses
     frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
     visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
     camera_clearance: float = 0.3  # between the camera and any bone's surface
+    # of an arm's own images those are dropped whose label, mirrored or with left and right swapped,
+    # fits the starting estimator's answer better: it learns noise from them
+    unambiguous: bool = False
     above_ground: bool = False  # training images have no ground; test cameras always stand on one
     camera_height: float = 0.1  # above the ground, where there is one
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from posegen_ray.config.body import BodyConfig
 from posegen_ray.config.datasets import DatasetConfig
-from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneConfig
+from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneConfig, PretrainConfig
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
 from posegen_ray.config.export import EXPORT_FORMATS, ExportConfig
 from posegen_ray.config.generation import (
@@ -36,11 +36,12 @@ class RunConfig:
     seed: int = 0  # added to every seed of the experiment
     run_dir: str = "runs/${experiment.name}"
     resume: str = ""  # a run folder to go on with
-    run: str = ""  # generate, evaluate, report: the finished run to work on
+    run: str = ""  # generate, evaluate, report, atlas: the finished run to work on
+    arm: str = ""  # atlas: which arm is "after"; empty: the report's
     capture: str = ""  # fit: the capture folder
     # fit: several side by side, each a capture folder or a person of subject.source
     subjects: list[str] = field(default_factory=list)
-    out: str = ""  # convert, fit, generate, evaluate dataset=…: where the result goes
+    out: str = ""  # convert, fit, pretrain, generate, evaluate dataset=…: where the result goes
     # evaluate dataset=…: the test set's folder; experiment: holds one folder (or link) a test set,
     # of its name
     data_root: str = ""
@@ -63,6 +64,7 @@ class RunConfig:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
@@ -92,6 +94,11 @@ class RunConfig:
             f"training.estimator_steps={self.training.estimator_steps}: estimator=black_box cannot "
             "be updated, only its answers are known.",
             "Leave training.estimator_steps at 0, as conf/estimator/black_box.yaml has it.",
+        )
+        require(
+            self.training.attack != "random" or self.generator.share < 1,
+            "training.attack=random, but generator.share=1 leaves PoseGen no random images.",
+            "Set generator.share below 1, for example 0.5, or training.attack=source.",
         )
         most = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
         counts = range(min(self.runtime.min_train_workers, most) or most, most + 1)

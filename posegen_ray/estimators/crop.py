@@ -58,6 +58,7 @@ class CropSpec:
 
 # known without loading the networks, whose packages take memory
 SPIN_CROP = CropSpec(size=224, kind="box", scale=1.2)
+COMPACT_CROP = SPIN_CROP
 HYBRIK_CROP = CropSpec(
     size=256,
     kind="box",

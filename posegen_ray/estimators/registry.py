@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from posegen_ray.assets import cache_folder
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.body.smpl_files import LICENCE, find_smpl_file, read_smpl_file
-from posegen_ray.config import BLACK_BOX, ESTIMATORS, EstimatorConfig
+from posegen_ray.config import BLACK_BOX, COMPACT, ESTIMATORS, EstimatorConfig
 from posegen_ray.errors import AssetError, CheckpointError, ConfigError
 from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.estimators.blackbox import find_function, load_black_box
 from posegen_ray.estimators.blazepose import BlazePose, load_blazepose
-from posegen_ray.estimators.crop import HYBRIK_CROP, SPIN_CROP, CropSpec, PictureCrop
+from posegen_ray.estimators.crop import COMPACT_CROP, HYBRIK_CROP, SPIN_CROP, CropSpec, PictureCrop
 
 _CROPS: dict[str, CropSpec] = {
     "blazepose": BlazePose.crop,
+    COMPACT: COMPACT_CROP,
     "spin": SPIN_CROP,
     "hybrik_res34": HYBRIK_CROP,
     "hybrik_w48": HYBRIK_CROP,
@@ -41,8 +43,9 @@ def load_estimator(
     """A pre-trained estimator, for evaluation; its parameters are frozen.
 
     Args:
-        kind: blazepose | spin | hybrik_res34 | hybrik_w48.
-        checkpoint: the published file (not for blazepose, which is fetched).
+        kind: blazepose | compact_hmr | spin | hybrik_res34 | hybrik_w48.
+        checkpoint: the published file (not for blazepose, which is fetched); of compact_hmr the
+            folder that `posegen pretrain` wrote, None: where it writes unless told.
         smpl: the folder of SMPL's files; hybrik_* need it, spin gives no joints without it.
         variant: of blazepose: lite | full | heavy.
         flip_test: hybrik_*: also ask for the mirrored image.
@@ -60,6 +63,10 @@ def load_estimator(
         )
     if kind == "blazepose":
         return load_blazepose(variant)
+    if kind == COMPACT:
+        from posegen_ray.estimators.compact_hmr import load_compact_hmr
+
+        return load_compact_hmr(_pretrained(checkpoint))
     check_files(kind, checkpoint, smpl)
     assert checkpoint is not None
     if kind == "spin":
@@ -102,6 +109,8 @@ def check_files(kind: str, checkpoint: str | Path | None, smpl: str | Path | Non
         CheckpointError: no checkpoint, with where it comes from.
         AssetError: no SMPL file, with where it is licensed.
     """
+    if kind == COMPACT:
+        _pretrained(checkpoint)
     if kind not in _SOURCES:
         return
     if checkpoint is None or not Path(checkpoint).is_file():
@@ -118,6 +127,17 @@ def check_files(kind: str, checkpoint: str | Path | None, smpl: str | Path | Non
             f"estimator={kind} needs SMPL's files, but estimator.smpl_folder {said}.",
             f"{LICENCE} Set estimator.smpl_folder=FOLDER (or body.smpl_folder, its default).",
         )
+
+
+def _pretrained(checkpoint: str | Path | None) -> Path:
+    """The folder of the compact HMR; raises CheckpointError if there is none."""
+    folder = Path(checkpoint) if checkpoint else cache_folder() / COMPACT
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(
+            f"There is no pre-trained compact HMR in {folder}.",
+            "Make one: posegen pretrain (minutes), or set estimator.checkpoint to its folder.",
+        )
+    return folder
 
 
 def check_estimator(config: EstimatorConfig, fine_tuned: bool = False) -> None:

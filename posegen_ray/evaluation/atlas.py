@@ -61,7 +61,7 @@ def build_atlas(
     modes = []
     for number, representative in enumerate(representatives):
         rows = np.flatnonzero(cluster_of == number)
-        label = _motions_text(Counter(motions[row] for row in rows))
+        label = motions_text(Counter(motions[row] for row in rows))
         modes.append(_mode(label, rows, before, after, int(representative)))
     azimuth, elevation = view_bins(samples.view.detach().cpu().double().numpy())
     grid = tuple(
@@ -142,8 +142,10 @@ def _mode(
     )
 
 
-def _motions_text(motions: Counter[str]) -> str:
-    """The motions that make up most of a group, e.g. `walk 61 %, run 30 %`."""
+def motions_text(motions: Counter[str]) -> str:
+    """The motions that make up most of a group, e.g. `walk 61 %, run 30 %`, or `walk`."""
+    if len(motions) == 1:
+        return next(iter(motions))
     total = sum(motions.values())
     parts = [
         f"{name} {count / total:.0%}".replace("%", " %") for name, count in motions.most_common(2)

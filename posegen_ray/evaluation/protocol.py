@@ -22,8 +22,9 @@ from posegen_ray.evaluation import metrics
 from posegen_ray.records import Samples
 from posegen_ray.seeding import numpy_stream
 
-SETS: tuple[str, ...] = ("source", "wild", "ood")
-ARMS: tuple[str, ...] = ("baseline", "source_adapted", "random", "posegen")
+TEST_SETS: tuple[str, ...] = ("source", "wild", "view", "person", "motion", "ood")
+SETS: tuple[str, ...] = (*TEST_SETS, "val_source", "validation")
+SOURCE_SETS = ("source", "val_source")  # what every arm was trained on, other people
 CONFIDENCE = 0.95
 
 Floats = npt.NDArray[np.float64]

@@ -23,7 +23,11 @@ from posegen_ray.evaluation.atlas import (
     FailureMode,
     build_atlas,
 )
+from posegen_ray.evaluation.failure_page import ATLAS_PAGE, in_short
+from posegen_ray.evaluation.failures import build_failure_atlas
+from posegen_ray.evaluation.names import arm_in_text, arm_label, arm_style, set_label
 from posegen_ray.evaluation.page import html_page
+from posegen_ray.evaluation.pose_sets_section import pose_sets_section
 from posegen_ray.evaluation.protocol import SETS, motion_table
 from posegen_ray.evaluation.results import results_section, verdict_section
 from posegen_ray.evaluation.store import (
@@ -33,8 +37,6 @@ from posegen_ray.evaluation.store import (
     write_atomically,
 )
 from posegen_ray.evaluation.summary import (
-    ARM_LABELS,
-    SET_LABELS,
     Summary,
     build_summary,
     evaluate_arms,
@@ -63,14 +65,16 @@ def render_page(inputs: ReportInputs, settings: EvaluationConfig) -> str:
     """The whole page as text."""
     tables = evaluate_arms(inputs)
     summary = build_summary(inputs, settings.bootstrap, tables)
-    final = inputs.arms[-1]  # PoseGen, unless the run stopped short of it
+    final = "posegen" if "posegen" in inputs.arms else inputs.arms[-1]
     sections = [
         ("verdict", "Verdict", verdict_section(summary)),
         ("results", "Results", results_section(summary)),
         ("curves", "Training curves", _curves(inputs.history)),
         ("motions", "Error by motion", _motions(tables, final)),
         ("hardest", "Hardest samples", _hardest(inputs, tables, final, settings.hardest)),
-        ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings.clusters)),
+        ("atlas", "Failure atlas", _atlas(inputs, tables, final, settings)),
+        ("poses", "Poses", pose_sets_section(inputs.pose_sets)),
+        ("finding", "Failures found", _failure_finding(inputs.failure_finding)),
         ("generated", "Generated samples", _generated(inputs, settings.generated)),
         ("rejected", "Rejected candidates", _rejected(inputs.rejected, summary.samples.rejected)),
         ("run", "The run", _run(summary, inputs.settings)),
@@ -98,12 +102,41 @@ def _header(inputs: ReportInputs, summary: Summary) -> str:
         "Written": date.today().isoformat(),
     }
     items = "".join(f"<div><dt>{k}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items())
-    fine_tuned = [ARM_LABELS[arm].lower() if arm != "posegen" else "PoseGen" for arm in inputs.arms]
+    fine_tuned = [arm_in_text(arm) for arm in inputs.arms]
     return (
         f'<header><p class="kicker">Comparison report</p><h1>{escape(inputs.title)}</h1>'
         f'<p class="lede">One estimator, {_counted(len(fine_tuned), "version")} of it '
         f"({', '.join(fine_tuned)}), the same test images: people and backgrounds that none of "
         f"them was trained on.</p><dl>{items}</dl></header>"
+    )
+
+
+_FINDING_COLUMNS = (  # column, title, decimals
+    ("images", "images", 0),
+    ("error_median_mm", "baseline's error, median mm", 0),
+    ("failures", "failures", 2),
+    ("ambiguous", "ambiguous", 2),
+    ("coverage", "failure clusters reached", 2),
+)
+
+
+def _failure_finding(table: pd.DataFrame) -> str:
+    if table.empty:
+        return _nothing("No arm was fine-tuned.")
+    mean = table.groupby("arm", sort=False).mean(numeric_only=True)
+    head = "".join(f'<th scope="col">{title}</th>' for _, title, _ in _FINDING_COLUMNS)
+    body = "".join(
+        f'<tr><th scope="row">{arm_label(str(arm))}</th>'
+        + "".join(f"<td>{row[key]:.{digits}f}</td>" for key, _, digits in _FINDING_COLUMNS)
+        + "</tr>"
+        for arm, row in mean.iterrows()
+    )
+    return (
+        "<p>Each arm's own training images, mean over seeds: how wrong the baseline is on them, "
+        "which share are failures (1.5 times its median error on source images) or ambiguous, and "
+        "which share of its failure clusters on the test images they reach.</p>"
+        f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -127,8 +160,7 @@ def _curves(history: pd.DataFrame) -> str:
             values = part[name].to_numpy(dtype=float)
             if not np.isfinite(values).any():
                 continue
-            style = f"arm-{arm}" if arm in ARM_LABELS else "arm-other"
-            label = ARM_LABELS.get(str(arm), str(arm))
+            style, label = arm_style(str(arm)), arm_label(str(arm))
             styles[label] = style
             steps = part["step"].to_numpy(dtype=float)
             curves.append(charts.Curve(f"{label} seed {seed}".strip(), style, steps, values))
@@ -154,9 +186,9 @@ def _motions(tables: Mapping[str, list[pd.DataFrame]], final: str) -> str:
             strict=True,
         )
         rows = [charts.PairRow(motion, f"n {n}", first, last) for motion, n, first, last in columns]
-        pairs = charts.pair_rows(rows, "mm", "arm-baseline", f"arm-{final}")
-        parts.append(f"<div><h3>{SET_LABELS[name]}</h3>{pairs}</div>")
-    legend = charts.legend([(ARM_LABELS[a], f"arm-{a}") for a in ("baseline", final)])
+        pairs = charts.pair_rows(rows, "mm", "arm-baseline", arm_style(final))
+        parts.append(f"<div><h3>{set_label(name)}</h3>{pairs}</div>")
+    legend = charts.legend([(arm_label(a), arm_style(a)) for a in ("baseline", final)])
     return f'<p>MPJPE, mean over seeds.</p>{legend}<div class="two">{"".join(parts)}</div>'
 
 
@@ -169,7 +201,7 @@ def _hardest(
     before, after = (
         tables[arm][0]["mpjpe_mm"].to_numpy(dtype=float) for arm in ("baseline", final)
     )
-    labels = (ARM_LABELS["baseline"], ARM_LABELS[final])
+    labels = (arm_label("baseline"), arm_label(final))
     groups = (
         ("Hardest for the baseline", before, count),
         (f"Hardest for {labels[1]}", after, count // 2),
@@ -195,14 +227,22 @@ def _hardest(
 
 
 def _atlas(
-    inputs: ReportInputs, tables: Mapping[str, list[pd.DataFrame]], final: str, clusters: int
+    inputs: ReportInputs,
+    tables: Mapping[str, list[pd.DataFrame]],
+    final: str,
+    settings: EvaluationConfig,
 ) -> str:
     before, after = (_mean_error(tables[arm]) for arm in ("baseline", final))
-    atlas = build_atlas(inputs.samples, before, after, clusters)
+    atlas = build_atlas(inputs.samples, before, after, settings.clusters)
+    cells = build_failure_atlas(inputs, final, settings.clusters, settings.bootstrap)
     return (
-        "<h3>By pose</h3><p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
-        f"largest first, all sets; MPJPE of baseline → {ARM_LABELS[final]}.</p>"
+        f'{in_short(cells)}<p>Pictures, body parts and all cells: <a href="{ATLAS_PAGE}">'
+        f"{ATLAS_PAGE}</a>.</p><h3>By pose</h3>"
+        "<p>Groups of similar poses (k-means on the joints in the pelvis' frame), "
+        f"largest first, all sets; MPJPE of baseline → {arm_label(final)}.</p>"
         f"{gallery.cluster_cards(inputs.samples, atlas.clusters)}{_viewpoints(atlas, final)}"
+        "<p>Pose by viewpoint by body part, with pictures: atlas.html, "
+        "atlas.csv.</p>"
     )
 
 
@@ -225,7 +265,7 @@ def _viewpoints(atlas: Atlas, final: str) -> str:
         "right) and its height. Pale: fewer than five samples.</p>"
         "<h4>Baseline, MPJPE in mm</h4>"
         f"{charts.heat_map(corner, AZIMUTH_LABELS, names, level, counts)}"
-        f"<h4>Change with {ARM_LABELS[final]}, mm (negative: better)</h4>"
+        f"<h4>Change with {arm_label(final)}, mm (negative: better)</h4>"
         f"{charts.heat_map(corner, AZIMUTH_LABELS, names, change, counts, diverging=True)}"
     )
 

@@ -9,10 +9,16 @@ from collections.abc import Sequence
 from html import escape
 
 from posegen_ray.evaluation import charts
+from posegen_ray.evaluation.names import (
+    arm_in_text,
+    arm_label,
+    arm_note,
+    arm_style,
+    set_label,
+    set_note,
+)
 from posegen_ray.evaluation.protocol import SETS, MeanSd
 from posegen_ray.evaluation.summary import (
-    ARM_LABELS,
-    SET_LABELS,
     Standing,
     Summary,
     caveats,
@@ -25,17 +31,6 @@ from posegen_ray.evaluation.summary import (
     verdict,
 )
 
-_SET_NOTES = {
-    "source": "the training clips' other halves, eye level; people and backgrounds unseen",
-    "wild": "the same frames from extreme views",
-    "ood": "clips never trained on, both kinds of views",
-}
-_ARM_NOTES = {
-    "baseline": "the pre-trained estimator that all arms start from, not fine-tuned",
-    "source_adapted": "fine-tuned on images of the source poses and cameras",
-    "random": "half source, half broad random poses and cameras",
-    "posegen": "half source, half poses and cameras from the trained generator",
-}
 _METRICS = (
     ("mpjpe_mm", "MPJPE", "mm", True),
     ("pa_mpjpe_mm", "PA-MPJPE", "mm", True),
@@ -61,7 +56,7 @@ def verdict_section(summary: Summary) -> str:
         rows = []
         for arm, comparison in summary.relative_improvement.items():
             change = flipped(getattr(comparison, metric))
-            row = charts.IntervalRow(ARM_LABELS[arm], f"arm-{arm}", change, percent_text(change))
+            row = charts.IntervalRow(arm_label(arm), arm_style(arm), change, percent_text(change))
             rows.append(row)
         plots.append(
             f"<div><h3>{name} on OOD, change against the baseline</h3>"
@@ -87,7 +82,7 @@ def _verdict_card(mpjpe: Standing, pa_mpjpe: Standing) -> str:
             f'<p class="judgement {style}"><span>{word}</span></p>'
             f'<p class="figure"><b>{standing.metric}</b> {escape(standing.text)}</p>'
         )
-    other = ARM_LABELS[mpjpe.other].lower()
+    other = arm_in_text(mpjpe.other)
     return f'<article class="verdict"><h3>PoseGen against {other}</h3>{"".join(lines)}</article>'
 
 
@@ -100,7 +95,7 @@ def results_section(summary: Summary) -> str:
     groups = "".join(_results_of_set(summary, name) for name in sets)
     spread = "mean ± sd over seeds" if len(summary.seeds) > 1 else "one seed, so no spread"
     arms = "".join(
-        f"<div><dt>{_arm(arm)}</dt><dd>{_ARM_NOTES[arm]}</dd></div>" for arm in summary.arms
+        f"<div><dt>{_arm(arm)}</dt><dd>{arm_note(arm)}</dd></div>" for arm in summary.arms
     )
     return (
         f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>{groups}</table></div>'
@@ -122,7 +117,7 @@ def _results_of_set(summary: Summary, name: str) -> str:
         rows.append(f'<tr><th scope="row">{_arm(arm)}</th>{"".join(cells)}</tr>')
     return (
         f'<tbody><tr class="group"><th colspan="{len(_METRICS) + 1}" scope="rowgroup">'
-        f"<span>{SET_LABELS[name]} <small>{_SET_NOTES[name]}</small></span></th></tr>"
+        f"<span>{set_label(name)} <small>{set_note(name)}</small></span></th></tr>"
         f"{''.join(rows)}</tbody>"
     )
 
@@ -131,10 +126,10 @@ def _differences(summary: Summary) -> str:
     rows = []
     for arm, comparison in summary.relative_improvement.items():
         changes = [flipped(comparison.mpjpe), flipped(comparison.pa_mpjpe)]
-        rows.append((f"{ARM_LABELS[arm]} against baseline", changes, percent_text))
+        rows.append((f"{arm_label(arm)} against baseline", changes, percent_text))
     for other, comparison in summary.posegen_against.items():
         changes = [comparison.mpjpe, comparison.pa_mpjpe]
-        rows.append((f"PoseGen against {ARM_LABELS[other].lower()}", changes, millimetre_text))
+        rows.append((f"PoseGen against {arm_in_text(other)}", changes, millimetre_text))
     if not rows:
         return ""
     body = ""
@@ -154,7 +149,9 @@ def _differences(summary: Summary) -> str:
 
 
 def _arm(arm: str) -> str:
-    return f'<span class="arm"><i class="marker swatch arm-{arm}"></i>{ARM_LABELS[arm]}</span>'
+    return (
+        f'<span class="arm"><i class="marker swatch {arm_style(arm)}"></i>{arm_label(arm)}</span>'
+    )
 
 
 def _unbroken_interval(text: str) -> str:

@@ -26,12 +26,12 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera
 from posegen_ray.errors import DataError
 from posegen_ray.evaluation.metrics import checked_joints
-from posegen_ray.evaluation.protocol import ARMS, check_sets
+from posegen_ray.evaluation.protocol import check_sets
 from posegen_ray.records import Samples
 
 ARRAYS_FILE = "evaluation.npz"
 NAMES_FILE = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 _JPEG_QUALITY = 95
 
 
@@ -57,15 +57,15 @@ class ReportInputs:
     """What a finished comparison knows; summary and report are functions of it alone.
 
     Raises:
-        DataError: at construction, when parts do not fit together (unknown arm, missing baseline,
-            wrong shapes, NaN in predictions, a set name missing).
+        DataError: at construction, when parts do not fit together (missing baseline, wrong shapes,
+            NaN in predictions, a set name missing).
     """
 
     estimator: str
     seeds: tuple[int, ...]
-    predictions: Mapping[str, Tensor]  # arm -> [seeds or 1, N, 12, 3] metres; arms out of ARMS
+    predictions: Mapping[str, Tensor]  # arm -> [seeds or 1, N, 12, 3] metres, baseline first
     samples: Samples  # the test set, N rows
-    sets: tuple[str, ...]  # N names: source | wild | ood
+    sets: tuple[str, ...]  # N names out of protocol.SETS
     train_images: int  # images each fine-tuned arm was trained on (per seed)
     timing_s: Mapping[str, float]  # phase -> seconds
     versions: Mapping[str, str]
@@ -79,14 +79,18 @@ class ReportInputs:
     generated: Tensor | None = None  # [M, 3, S, S] uint8, samples that the generator made
     title: str = "PoseGen"
     settings: Mapping[str, str] = field(default_factory=dict)  # shown as they are, e.g. "arm steps"
+    # from drawn_sets.drawn_pose_sets: a row a set of poses and reference
+    pose_sets: pd.DataFrame = field(default_factory=pd.DataFrame)
+    # one row an arm and seed: how hard its own images are for the baseline, which failures they
+    # reach
+    failure_finding: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def __post_init__(self) -> None:
         check_sets(self.sets, len(self.samples))
-        unknown = sorted(set(self.predictions) - set(ARMS))
-        if unknown or "baseline" not in self.predictions:
+        if next(iter(self.predictions), None) != "baseline":
             raise DataError(
-                f"The arms {', '.join(sorted(self.predictions)) or '(none)'} cannot be compared.",
-                f"Give the baseline and any of {', '.join(ARMS[1:])}.",
+                f"The arms {', '.join(self.predictions) or '(none)'} cannot be compared.",
+                "Give the baseline first, then the arms that are compared with it.",
             )
         for arm, joints in self.predictions.items():
             seeds, count = joints.shape[0], joints.shape[1] if joints.ndim > 1 else 0
@@ -101,8 +105,8 @@ class ReportInputs:
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The arms that are there, in the order of ARMS."""
-        return tuple(arm for arm in ARMS if arm in self.predictions)
+        """The arms, the baseline first."""
+        return tuple(self.predictions)
 
     @property
     def counts(self) -> SampleCounts:
@@ -140,6 +144,7 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "format": FORMAT,
         "estimator": inputs.estimator,
         "title": inputs.title,
+        "arms": list(inputs.arms),
         "seeds": list(inputs.seeds),
         "sets": list(inputs.sets),
         "subjects": list(samples.subjects),
@@ -155,6 +160,8 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "history": {
             str(name): list(column) for name, column in inputs.history.to_dict("list").items()
         },
+        "pose_sets": inputs.pose_sets.to_dict("records"),
+        "failure_finding": inputs.failure_finding.to_dict("records"),
     }
     write_atomically(folder / ARRAYS_FILE, lambda file: np.savez(file, **packed))  # type: ignore[arg-type]
     write_json(folder / NAMES_FILE, names)
@@ -213,9 +220,7 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
         estimator=names["estimator"],
         title=names["title"],
         seeds=tuple(names["seeds"]),
-        predictions={
-            arm: arrays[f"predictions_{arm}"] for arm in ARMS if f"predictions_{arm}" in arrays
-        },
+        predictions={arm: arrays[f"predictions_{arm}"] for arm in names["arms"]},
         samples=samples,
         sets=tuple(names["sets"]),
         train_images=names["train_images"],
@@ -232,6 +237,9 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
             else None
         ),
         settings=names["settings"],
+        # runs of before these measures have none
+        pose_sets=pd.DataFrame(names["pose_sets"]),
+        failure_finding=pd.DataFrame(names["failure_finding"]),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from posegen_ray.evaluation.names import arm_in_text, arm_label, is_variant, set_label
 from posegen_ray.evaluation.protocol import (
     SETS,
     Interval,
@@ -29,13 +30,6 @@ from posegen_ray.evaluation.protocol import (
 from posegen_ray.evaluation.store import RenderSpeed, ReportInputs, SampleCounts, write_json
 
 SUMMARY_FILE = "summary.json"
-ARM_LABELS = {
-    "baseline": "Baseline",
-    "source_adapted": "Source-adapted",
-    "random": "Random",
-    "posegen": "PoseGen",
-}
-SET_LABELS = {"source": "Source", "wild": "Wild", "ood": "OOD", "all": "All"}
 _COLUMNS = 100
 _PACKAGES = ("posegen-ray", "torch", "ray", "warp-lang", "anny", "nerfacc", "numpy", "scipy")
 
@@ -74,6 +68,8 @@ class Summary:
     timing_s: Mapping[str, float]
     render: RenderSpeed
     versions: Mapping[str, str]
+    # a row a set of poses and reference, as in pose_sets.csv
+    pose_sets: tuple[Mapping[str, object], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,8 +114,8 @@ def build_summary(
     for arm in inputs.arms[1:] if has_ood else ():
         pair = compare("baseline", arm)
         relative[arm] = Comparison(pair["mpjpe"].relative, pair["pa_mpjpe"].relative)
-    for other in ("source_adapted", "random") if has_ood and "posegen" in inputs.arms else ():
-        if other in inputs.arms:
+    if has_ood and "posegen" in inputs.arms:
+        for other in (arm for arm in inputs.arms if arm not in ("baseline", "posegen")):
             pair = compare(other, "posegen")
             against[other] = Comparison(pair["mpjpe"].difference, pair["pa_mpjpe"].difference)
     return Summary(
@@ -132,6 +128,10 @@ def build_summary(
         timing_s=dict(inputs.timing_s),
         render=inputs.render,
         versions=dict(inputs.versions),
+        pose_sets=tuple(
+            {str(name): value for name, value in row.items()}
+            for row in inputs.pose_sets.to_dict("records")
+        ),
     )
 
 
@@ -160,16 +160,22 @@ def terminal_table(summary: Summary) -> str:
         f"Estimator {summary.estimator}, {_seeds_text(summary)}, "
         f"{summary.samples.test:,} test images. Errors in mm.",
         "",
-        f"{'':15}" + "".join(f" {SET_LABELS[name] + ' (MPJPE  PA-MPJPE)':>26}" for name in sets),
     ]
-    for arm, per_set in summary.arms.items():
-        cells = [
-            f"{_cell(per_set[name].mpjpe_mm)} {_cell(per_set[name].pa_mpjpe_mm)}" for name in sets
-        ]
-        lines.append(f"{ARM_LABELS[arm]:15}" + "".join(f" {cell:>26}" for cell in cells))
+    for some in (sets[:3], sets[3:]):  # no more fit beside one another
+        if not some:
+            continue
+        heads = [f"{set_label(name)} (MPJPE  PA-MPJPE)" for name in some]
+        lines.append(f"{'':15}" + "".join(f" {head:>26}" for head in heads))
+        for arm, per_set in summary.arms.items():
+            cells = [
+                f"{_cell(per_set[name].mpjpe_mm)} {_cell(per_set[name].pa_mpjpe_mm)}"
+                for name in some
+            ]
+            lines.append(f"{arm_label(arm):15}" + "".join(f" {cell:>26}" for cell in cells))
+        lines.append("")
     if "ood" in sets:
-        lines += ["", *_ood_lines(summary)]
-    for sentence in ("", *verdict(summary)):
+        lines += [*_ood_lines(summary), ""]
+    for sentence in verdict(summary):
         lines += textwrap.wrap(sentence, _COLUMNS, subsequent_indent="  ") or [""]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -188,7 +194,7 @@ def headline(summary: Summary) -> str:
     groups: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
     for standing in standings(summary):
         if standing.metric == "MPJPE":
-            groups[standing.judgement].append(_running(standing.other))
+            groups[standing.judgement].append(arm_in_text(standing.other))
     parts = []
     if groups["better"]:
         parts.append(f"PoseGen is better than {_joined(groups['better'], 'and')}")
@@ -212,8 +218,8 @@ def caveats(summary: Summary) -> list[str]:
 
 
 def standings(summary: Summary) -> list[Standing]:
-    """PoseGen on the OOD set against the baseline, source-adapted and random, as far as they ran:
-    MPJPE, then PA-MPJPE, of each."""
+    """PoseGen on the OOD set against the baseline and the controls that ran, not against its own
+    variants: MPJPE, then PA-MPJPE, of each."""
     found = []
     if "posegen" in summary.relative_improvement:
         comparison = summary.relative_improvement["posegen"]
@@ -221,13 +227,13 @@ def standings(summary: Summary) -> list[Standing]:
             change = flipped(interval)
             found.append(Standing("baseline", metric, change, percent_text(change)))
     for other, comparison in summary.posegen_against.items():
-        for metric, interval in _metrics_of(comparison):
+        for metric, interval in () if is_variant(other) else _metrics_of(comparison):
             found.append(Standing(other, metric, interval, millimetre_text(interval)))
     return found
 
 
 def _sentence(mpjpe: Standing, pa_mpjpe: Standing) -> str:
-    other = _running(mpjpe.other)
+    other = arm_in_text(mpjpe.other)
     words = {
         "better": "better than",
         "worse": "worse than",
@@ -240,11 +246,6 @@ def _sentence(mpjpe: Standing, pa_mpjpe: Standing) -> str:
         f"OOD: {words[mpjpe.judgement]} {other} in {first}, "
         f"{words[pa_mpjpe.judgement]} it in {second}."
     )
-
-
-def _running(arm: str) -> str:
-    """An arm's name inside a sentence."""
-    return ARM_LABELS[arm] if arm == "posegen" else ARM_LABELS[arm].lower()
 
 
 def _joined(names: list[str], word: str) -> str:
@@ -303,7 +304,7 @@ def _ood_lines(summary: Summary) -> list[str]:
         against = summary.relative_improvement.get(arm)
         change = percent_text(flipped(against.mpjpe)) if against else ""
         lines.append(
-            f"{ARM_LABELS[arm]:15} {ood.pck150.mean:10.1f} {ood.auc.mean:7.1f}"
+            f"{arm_label(arm):15} {ood.pck150.mean:10.1f} {ood.auc.mean:7.1f}"
             f" {ood.worst_decile_mm.mean:11.1f} {change:>31}"
         )
     return lines

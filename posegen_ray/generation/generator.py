@@ -24,6 +24,7 @@ from posegen_ray.generation.proposal import (
     Proposal,
     facing,
     recombine,
+    tumble,
     view_from_unit,
 )
 from posegen_ray.records import PoseBatch
@@ -158,6 +159,14 @@ class Generator(nn.Module):
             return latent
         # all candidates for a place show one subject, or the choice would favour the hardest one
         latent = replace(latent, subject=latent.subject[:count].repeat_interleave(candidates))
+        if self.config.learns != "both":  # nor may the choice learn what is not to be learned
+            first = torch.arange(count, device=self.device).repeat_interleave(candidates)
+            one = latent[first]
+            latent = (
+                replace(latent, base=one.base, turn=one.turn)
+                if self.config.learns == "camera"
+                else replace(latent, unit=one.unit)
+            )
         proposal = self(latent).proposal
         score = self.expected_payment(proposal) / self.config.temperature
         score = torch.nan_to_num(score.cpu(), 0.0, 0.0, 0.0)
@@ -198,6 +207,7 @@ class Generator(nn.Module):
         base = self.bank.poses[self.bank.draw(count, rng)]
         rotations = recombine(base.rotations, self.bank, self.config.recombine, rng)
         turn = torch.randn(count, NUM_JOINTS, 3, generator=rng)
+        rotations = tumble(rotations, self.config.tumble, rng)
         made = torch.tanh(self.config.residual_prior * turn) * self.bound.cpu()
         return Latent(
             torch.randn(count, self.config.noise, generator=rng),
@@ -235,6 +245,10 @@ class Generator(nn.Module):
             inputs += [to_6d(upright).flatten(1), latent.turn.flatten(1)]
         hidden = self.trunk(torch.cat(inputs, 1))
         raw, camera = self.pose_head(hidden), self.camera_head(hidden)
+        if config.learns == "camera":
+            raw = raw.detach() * 0
+        elif config.learns == "pose":
+            camera = camera.detach() * 0
         log_probability = raw.new_zeros(len(latent))
         if noise is not None:
             decided = torch.cat([raw, camera], 1)

@@ -249,6 +249,7 @@ class RandomSampler(RealPoseSampler):
 
     Args:
         recombine: share of poses that get limbs of other real frames.
+        share_tumbling: see `tumble`.
         noise_degrees: standard deviation of each joint's random turn, but no more than that of
             the joint's own motion. Turns that would pass the joint's limits are made smaller.
     """
@@ -259,10 +260,12 @@ class RandomSampler(RealPoseSampler):
         camera: CameraRangeConfig,
         num_subjects: int,
         recombine: float = 0.75,
+        share_tumbling: float = 0.0,
         noise_degrees: float = 22.0,
     ) -> None:
         super().__init__(bank, camera, num_subjects)
         self.recombine = recombine
+        self.share_tumbling = share_tumbling
         self.scale = bank.spread().clamp_max(math.radians(noise_degrees))  # [24, 3]
         self.limits = JointLimits.anatomical().widened(bank.poses.rotations, 0.0)
 
@@ -271,7 +274,8 @@ class RandomSampler(RealPoseSampler):
         rotations = recombine(poses.rotations, self.bank, self.recombine, rng)
         turn = torch.randn(count, NUM_JOINTS, 3, generator=rng) * self.scale
         turn = turn * self.limits.share_within(rotations, turn)[..., None]
-        return PoseBatch(rotations @ from_axis_angle(turn), poses.translation)
+        rotations = tumble(rotations @ from_axis_angle(turn), self.share_tumbling, rng)
+        return PoseBatch(rotations, poses.translation)
 
 
 def descendants(name: str) -> tuple[int, ...]:
@@ -307,3 +311,24 @@ def recombine(
         mask[:, list(limb)] = taken[:, None]
         rotations = torch.where(mask[..., None, None].to(rotations.device), donors, rotations)
     return rotations
+
+
+def tumble(
+    rotations: Tensor,  # [B, 24, 3, 3]
+    share: float,
+    rng: torch.Generator,
+) -> Tensor:  # [B, 24, 3, 3]
+    """That share of the bodies turns as a whole about a random level axis, by up to 180 degrees.
+
+    Everyday clips show people on their feet; those who fall, roll or do cartwheels are not. No
+    joint bends otherwise than before.
+    """
+    if share == 0:
+        return rotations
+    count = len(rotations)
+    chosen = torch.rand(count, generator=rng) < share
+    angle = math.pi * torch.rand(count, generator=rng) * chosen
+    heading = 2 * math.pi * torch.rand(count, generator=rng)
+    axis = torch.stack([heading.cos(), torch.zeros(count), heading.sin()], 1)
+    turned = from_axis_angle(axis * angle[:, None]).to(rotations) @ rotations[:, 0]
+    return torch.cat([turned[:, None], rotations[:, 1:]], 1)

@@ -122,15 +122,16 @@ class RayBackend:
     def train(
         self, make_loop: MakeLoop, drawer: Drawer, folder: Path, seed: int, resume: bool
     ) -> TrainingResult:
-        training = self._config.training
+        config = drawer.config  # an arm may have settings of its own
+        training = config.training
         self._end_job_workers()
         store = GeneratorStore(folder / "versions", clear=not resume)
-        stream = RayStream(self._config, drawer, store, seed)
+        stream = RayStream(config, drawer, store, seed)
         with self._bar("training", training.rounds * training.steps_per_round, "step") as bar:
             result = fit_with_ray(
                 make_loop(stream, bar.advance),
                 self._config.runtime,
-                checkpoint_store(self._config, folder),
+                checkpoint_store(config, folder),
                 folder,
                 resume,
                 self._console.say,

@@ -13,6 +13,7 @@ import torch
 from posegen_ray.errors import DataError
 from posegen_ray.evaluation.store import (
     ARRAYS_FILE,
+    FORMAT,
     NAMES_FILE,
     ReportInputs,
     load_evaluation,
@@ -57,7 +58,7 @@ def test_missing_and_damaged_files_are_named(inputs: ReportInputs, tmp_path: Pat
     (tmp_path / NAMES_FILE).write_text('{"format": 99}')
     save_evaluation(tmp_path, inputs)
     (tmp_path / NAMES_FILE).write_text(
-        (tmp_path / NAMES_FILE).read_text().replace('"format": 1', '"format": 99')
+        (tmp_path / NAMES_FILE).read_text().replace(f'"format": {FORMAT}', '"format": 99')
     )
     with pytest.raises(DataError, match="format 99"):
         load_evaluation(tmp_path)

@@ -1,0 +1,76 @@
+"""The arms of a comparison: what the estimator is fine-tuned on beside the source images.
+
+All arms share their source half, the number of images and the recipe; they differ in where the
+other half comes from. A variant is PoseGen with other settings: the rows of an ablation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from posegen_ray.compose import change_config
+from posegen_ray.config import RunConfig
+
+BASELINE = "baseline"
+POSEGEN = "posegen"
+
+# where an arm's own images come from
+SOURCE = "source"  # real poses of the source clips, eye level
+RANDOM = "random"  # recombined and perturbed real poses, any camera of the range
+REAL = "real"  # real poses, any camera of the range
+MINED = "mined"  # the hardest of many random ones
+GENERATED = "generated"  # a trained generator
+
+_KINDS = {
+    "source_adapted": SOURCE,
+    "random": RANDOM,
+    "random_more": RANDOM,
+    "real_poses": REAL,
+    "hard_mined": MINED,
+}
+_NO_FEEDBACK = ("feedback.weight=0", "training.estimator_steps=0")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One fine-tuned arm."""
+
+    name: str
+    kind: str  # SOURCE | RANDOM | REAL | MINED | GENERATED
+    config: RunConfig  # the run's; a variant's has its own settings of the generator
+    more: bool = False  # gets all images that PoseGen renders, those of its training too
+
+
+def fine_tuned_arms(config: RunConfig) -> list[Arm]:
+    """The arms that are fine-tuned, in the order of experiment.arms.
+
+    Raises:
+        ConfigError: a variant's settings are wrong.
+    """
+    return [_arm(config, name) for name in config.experiment.arms if name != BASELINE]
+
+
+def arm_named(config: RunConfig, name: str) -> Arm:
+    """One of `fine_tuned_arms`."""
+    return next(arm for arm in fine_tuned_arms(config) if arm.name == name)
+
+
+def trained_arms(config: RunConfig) -> list[Arm]:
+    """Those whose generator has to be trained first."""
+    return [arm for arm in fine_tuned_arms(config) if arm.kind == GENERATED]
+
+
+def rendered_for_feedback(config: RunConfig) -> int:
+    """Proposals of a PoseGen training: so many pictures are rendered, less the invalid ones."""
+    training = config.training
+    return training.rounds * training.steps_per_round * training.batch_size
+
+
+def _arm(config: RunConfig, name: str) -> Arm:
+    if name in _KINDS:
+        return Arm(name, _KINDS[name], config, more=name == "random_more")
+    if name == POSEGEN:
+        return Arm(name, GENERATED, config)
+    overrides: Sequence[str] = config.experiment.variants.get(name, _NO_FEEDBACK)
+    return Arm(name, GENERATED, change_config(config, overrides))
