@@ -85,7 +85,8 @@ class LatticeMotion(nn.Module):
         """Follows the gradients that have come back, with rates of `decay` times their start."""
         parameters = list(self.parameters())
         widths = [parameter.shape[1] for parameter in parameters]
-        gradients = torch.cat([parameter.grad for parameter in parameters], 1)
+        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = torch.cat(found, 1)
         for parameter, group, rate, gradient in zip(
             parameters,
             self._optimiser.param_groups,

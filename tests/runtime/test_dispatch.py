@@ -87,6 +87,9 @@ class NanActor:
         self._left[number] -= 1
         return math.nan if self._left[number] >= 0 else number
 
+    def load(self):
+        return ServerLoad(0, 0, 0.0, 0.0, 0.0, 0.0, 0)
+
 
 class Replaced(Alone):
     """Counts replacements; its server stays what it is."""
@@ -103,6 +106,7 @@ class Replaced(Alone):
 def test_nan_that_comes_again_is_handed_on(ray_session):
     """As without servers: a training skips the step and counts it."""
     actor = ray.remote(NanActor).options(num_cpus=0.1).remote({0: 0, 1: 1, 2: 9})
+    ray.get(actor.load.remote())
     team = Replaced(actor)
     sound = math.isfinite
     calls = [Call(("ada",), "work", (number,), sound=sound) for number in range(3)]
