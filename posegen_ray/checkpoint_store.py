@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from posegen_ray.errors import CheckpointError
 _NAME = "checkpoint_{:06d}"
 _PATTERN = "checkpoint_" + 6 * "[0-9]"
 _WHOLE = "whole.json"
-_OWNER = "owner"
+_CLAIM = "claim_{:06d}"
+_CLAIMS = "claim_" + 6 * "[0-9]"
+_SETTLE_S = 2.0  # in which what one machine writes behind a URL is seen by all
 _BLOCK = 1 << 20
 
 
@@ -60,22 +63,61 @@ class CheckpointStore:
     def claim(self) -> None:
         """From now on only this object, and its copies in other processes, may add checkpoints.
 
-        The workers of a killed run live for some seconds, in which another may go on with it.
+        The workers of a killed run live for some seconds, in which another may go on with it. Of
+        several runs that claim at the same moment one gets the store: claims are numbered files, a
+        folder lets one process alone create a file, and behind a URL what was written last is read
+        back.
+
+        Raises:
+            CheckpointError: another run claims the store at this moment, or it cannot be written.
         """
         files, root = self._place
-        self._owner = uuid.uuid4().hex
+        token = uuid.uuid4().hex
         try:
             files.makedirs(root, exist_ok=True)
-            files.pipe_file(f"{root}/{_OWNER}", self._owner.encode())
+            earlier = self._claims()
+            number = _number(earlier[-1]) + 1 if earlier else 0
+            mine = f"{root}/{_CLAIM.format(number)}"
+            if self._local:
+                with open(mine, "xb") as file:
+                    file.write(token.encode())
+            else:
+                files.pipe_file(mine, token.encode(), mode="create")
+                time.sleep(_SETTLE_S)
+                if files.cat_file(mine).decode() != token:
+                    raise FileExistsError(mine)
+            for claim in earlier:
+                with contextlib.suppress(FileNotFoundError):
+                    files.rm_file(claim)
+        except FileExistsError as error:
+            raise CheckpointError(
+                f"Another run began at the same moment with the checkpoints at {self.url}.",
+                "Let it, or give this one another run folder.",
+            ) from error
         except OSError as error:
             raise _not_written(self.url, error) from error
+        self._owner = token
+
+    def _claims(self) -> list[str]:
+        """The claims' files, oldest first."""
+        files, root = self._place
+        files.invalidate_cache()
+        return sorted(files.glob(f"{root}/{_CLAIMS}"))
+
+    def _is_mine(self) -> bool:
+        files, _ = self._place
+        try:
+            newest: bytes = files.cat_file(self._claims()[-1])
+        except (IndexError, FileNotFoundError):  # deleted by a newer one, or by hand
+            return False
+        return newest.decode() == self._owner
 
     def numbers(self) -> list[int]:
         """The checkpoints that are there, whole or not, oldest first."""
         files, root = self._place
         files.invalidate_cache()
         found = files.glob(f"{root}/{_PATTERN}") if files.exists(root) else []
-        return sorted(int(str(path).rstrip("/")[-6:]) for path in found)
+        return sorted(_number(path) for path in found)
 
     def path(self, number: int) -> str:
         """Where a checkpoint lies, within its file system."""
@@ -94,7 +136,7 @@ class CheckpointStore:
             CheckpointError: another run has claimed the store, or it cannot be written (disk full,
                 no permission, no connection). What was there before is intact.
         """
-        files, root = self._place
+        files, _ = self._place
         sources = sorted(path for path in folder.rglob("*") if path.is_file())
         names = {path.relative_to(folder).as_posix(): path for path in sources}
         manifest = {
@@ -103,7 +145,7 @@ class CheckpointStore:
         }
         target = self.path(number)
         try:
-            if self._owner and files.cat_file(f"{root}/{_OWNER}").decode() != self._owner:
+            if self._owner and not self._is_mine():
                 raise CheckpointError(
                     f"Another run goes on with the checkpoints at {self.url}.",
                     "Let it, or give this one another run folder.",
@@ -205,6 +247,11 @@ class CheckpointStore:
     @functools.cached_property
     def _fetched(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="posegen_")
+
+
+def _number(path: object) -> int:
+    """That of a checkpoint or claim."""
+    return int(str(path).rstrip("/")[-6:])
 
 
 def _not_written(place: str, error: OSError) -> CheckpointError:

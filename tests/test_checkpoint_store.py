@@ -1,6 +1,7 @@
 """Checkpoints: whole or recognised as not, the newest and the best, on many file systems."""
 
 import math
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from posegen_ray import checkpoint_store
 from posegen_ray.checkpoint_store import CheckpointStore
 from posegen_ray.context import LocalContext, go_on_from
 from posegen_ray.errors import CheckpointError
@@ -139,6 +141,41 @@ def test_a_run_that_was_given_up_cannot_write_into_that_which_goes_on(url, work)
         with pytest.raises(CheckpointError, match="Another run goes on"):
             store.add(1, work, {"run": 1.0})
     assert heir.newest().metrics == {"run": 2.0}
+
+
+def claim_together(url: str, exclusive: bool, together, told) -> None:
+    """Claims when both have seen that nobody else has."""
+    checkpoint_store._SETTLE_S = 0.5
+    CheckpointStore._local = exclusive
+    store = CheckpointStore(url)
+    look = store._claims
+
+    def look_together() -> list[str]:
+        claims = look()
+        together.wait(60)
+        return claims
+
+    store._claims = look_together
+    try:
+        store.claim()
+        told.put("mine")
+    except CheckpointError as error:
+        told.put(error.what)
+
+
+@pytest.mark.parametrize("exclusive", [True, False], ids=["folder", "without exclusive create"])
+def test_of_two_processes_that_claim_at_the_same_moment_one_gets_the_store(tmp_path, exclusive):
+    spawn = multiprocessing.get_context("spawn")
+    together, told = spawn.Barrier(2), spawn.Queue()
+    work = (str(tmp_path), exclusive, together, told)
+    both = [spawn.Process(target=claim_together, args=work) for _ in range(2)]
+    for process in both:
+        process.start()
+    first, second = sorted(told.get(timeout=60) for _ in both)
+    for process in both:
+        process.join()
+    assert "at the same moment" in first
+    assert second == "mine"
 
 
 def test_unknown_protocols_are_refused_with_what_is_missing():

@@ -34,7 +34,7 @@ class RendererConfig:
     """How subjects are drawn (conf/renderer)."""
 
     kind: str = "fused"  # fused | reference
-    layers: int = 6  # entries into the posed lattice kept per ray, at most 6
+    layers: int = 12  # entries into the posed lattice kept per ray, at most 12
     early_stop: float = 1e-3  # stop a ray when less light than this is left; 0: never
 
     def __post_init__(self) -> None:
@@ -44,9 +44,9 @@ class RendererConfig:
             "Choose fused (fast, default) or reference (readable, far slower).",
         )
         require(
-            1 <= self.layers <= 6,
-            f"renderer.layers={self.layers} must lie in 1 to 6.",
-            "Default: 6; one layer loses what lies behind a limb.",
+            1 <= self.layers <= 12,
+            f"renderer.layers={self.layers} must lie in 1 to 12.",
+            "Default: 12; one layer loses what lies behind a limb.",
         )
         require(
             0.0 <= self.early_stop < 0.5,
@@ -60,7 +60,9 @@ class FitConfig:
     """How a subject is fitted to a capture (conf/fit)."""
 
     region: RegionConfig = field(default_factory=RegionConfig)
-    steps: int = 300  # optimiser steps, one training image each
+    steps: int = 250  # optimiser steps
+    pictures: int = 2  # training pictures that a step looks at
+    ray_share: float = 0.6  # of a picture's rays, chosen at random
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
@@ -69,8 +71,9 @@ class FitConfig:
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     solidity: float = 1e-4  # push of densities inside it towards solid
     prune_at: float = 0.15  # fraction of the steps after which empty cells go
-    weight_rate: float = 0.06  # Adam step of skinning weights' logits, after pruning; 0: the body's
-    shift_rate: float = 1.5e-3  # Adam step of where cloth and hair hang, metres; 0: no shifts
+    weight_rate: float = 0.12  # Adam step of skinning weights' logits, after pruning; 0: the body's
+    shift_rate: float = 3e-3  # Adam step of where cloth and hair hang, metres; 0: no shifts
+    turn_rate: float = 0.02  # Adam step of where they look, for the light; 0: as the body does
     refine_rate: float = 0.0  # Adam step of poses and cameras, rad and m (2e-3); 0: as given
     patience: int = 0  # steps without a gain of min_gain after which the fit ends; 0: never early
     min_gain: float = 0.05  # dB of PSNR on the training pictures
@@ -91,12 +94,21 @@ class FitConfig:
             "0 turns each of them off.",
         )
         require(
-            0 <= self.weight_rate <= 1 and 0 <= self.shift_rate <= 0.1,
-            f"fit.weight_rate={self.weight_rate} must lie in [0, 1], "
-            f"fit.shift_rate={self.shift_rate} in [0, 0.1].",
-            "Defaults: 0.06 and 1.5e-3; 0 lets everything move as the body's skinning says.",
+            0 <= self.weight_rate <= 1 and 0 <= self.shift_rate <= 0.1 and 0 <= self.turn_rate <= 1,
+            f"fit.weight_rate={self.weight_rate} and fit.turn_rate={self.turn_rate} must lie in "
+            f"[0, 1], fit.shift_rate={self.shift_rate} in [0, 0.1].",
+            "Defaults: 0.12, 0.02 and 3e-3; 0 lets everything move as the body's skinning says.",
         )
-        require(self.steps >= 1, f"fit.steps={self.steps} must be positive.", "Default: 300.")
+        require(
+            self.steps >= 1 and self.pictures >= 1,
+            f"fit.steps={self.steps} and fit.pictures={self.pictures} must be positive.",
+            "Defaults: 250 and 2.",
+        )
+        require(
+            0 < self.ray_share <= 1,
+            f"fit.ray_share={self.ray_share} must lie in (0, 1].",
+            "Default: 0.6.",
+        )
         require(
             min(self.colour_rate, self.density_rate) > 0
             and min(self.light_rate, self.smoothness, self.sparsity, self.solidity) >= 0,

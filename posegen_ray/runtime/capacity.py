@@ -19,7 +19,9 @@ _SETTLING_S = 3.0  # in which a cluster notices that an earlier run gave its res
 
 def free_nodes() -> list[Node]:
     """Every living machine of the cluster with what is free on it, those with most first."""
-    from ray._private.state import available_resources_per_node  # public Ray tells sums only
+    # Ray's public functions tell what is free in all (ray.available_resources), or what a machine
+    # has in total (ray.nodes, ray.util.state.list_nodes); this one Ray marks as its DeveloperAPI
+    from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]

@@ -110,6 +110,7 @@ class _Dispatch:
         self._calls, self._teams, self._limits = calls, teams, limits
         self._noted, self._replaced = noted, replaced
         self._attempts = [0] * len(calls)
+        self._not_finite: set[int] = set()  # calls that a server answered NaN
         self._avoid: dict[int, int] = {}  # call -> the server that failed it
         self._waiting: dict[Group, deque[int]] = {group: deque() for group in teams}
         for index, call in enumerate(calls):
@@ -176,11 +177,17 @@ class _Dispatch:
             answer = ray.get(reference, timeout=self._limits.deadline_s)  # it may have to move
         except exceptions.RayError as error:
             raise _Failed(classify(error), error) from error
-        if not call.sound(answer):
+        if not call.sound(answer) and not self._accepts_nan(flight.call):
             raise _Failed(Failure.NOT_FINITE)
         self._starting.discard(flight.server)
         self._noted(call, time.monotonic() - flight.sent)
         return answer
+
+    def _accepts_nan(self, index: int) -> bool:
+        again = index in self._not_finite
+        self._not_finite.add(index)
+        attempts = self._attempts[index], self._limits.max_attempts
+        return decide(Failure.NOT_FINITE, *attempts, again) is Decision.ACCEPT
 
     def _recover(self, flight: _Flight, failed: _Failed) -> None:
         call, attempt = self._calls[flight.call], self._attempts[flight.call]

@@ -23,13 +23,20 @@ class Decision(Enum):
     RETRY = "retry"  # send the same call again, to any replica
     REPLACE = "replace"  # start a new server in the failed one's place, then retry
     RAISE = "raise"  # give up and tell the user
+    ACCEPT = "accept"  # hand the answer on as it is
 
 
-def decide(failure: Failure, attempt: int, max_attempts: int) -> Decision:
+def decide(failure: Failure, attempt: int, max_attempts: int, again: bool = False) -> Decision:
     """The next step after attempt number `attempt` (1 is the first) of a call failed.
 
     Calls are stateless, so a repeated one does no harm. A refused request would be refused again.
+
+    Args:
+        again: the call failed in this way before. What two servers answer with NaN is what there is
+            to answer; a training skips and counts such a step, as it does without servers.
     """
+    if failure is Failure.NOT_FINITE and (again or attempt >= max_attempts):
+        return Decision.ACCEPT
     if failure is Failure.BAD_REQUEST or attempt >= max_attempts:
         return Decision.RAISE
     if failure in (Failure.SERVER_DEAD, Failure.SERVER_HANGS, Failure.NOT_FINITE):

@@ -26,9 +26,9 @@ from posegen_ray.subjects.light import even_light, towards_camera
 from posegen_ray.subjects.render_fused import FusedModel, View, ray_slopes, to_camera_bones
 
 _SURVEY = 24  # pictures looked at
-_HULL = 0.75  # share of the pictures that must show the person somewhere in a cube
+_HULL = 0.6  # share of the pictures that must show the person somewhere in a cube
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
-_MINORITY = 0.88  # share of votes below which it cannot become part of it
+_MINORITY = 0.8  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
 _RING = 1  # vertices kept around what matters, for densities to fade in
 

@@ -1,9 +1,10 @@
 """How a person's cloth and hair move, learned together with the field.
 
 A body says how its skin moves; what is worn moves with other shares of the bones, and hangs
-elsewhere (learned motion weights as in HumanNeRF, Weng et al. 2022). Each vertex of the lattice has
-a correction of its skinning weights, as logits, and a shift of the place in the T-pose from which
-it is skinned; both are zero to begin with.
+elsewhere (learned motion weights as in HumanNeRF, Weng et al. 2022), and looks another way: light
+falls on a skirt, not on the thighs below it. Each vertex of the lattice has a correction of its
+skinning weights, as logits, a shift of the place in the T-pose from which it is skinned, and a
+change of its normal; all are zero to begin with.
 
 Legend: V lattice vertices.
 """
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from posegen_ray.body.camera import Camera, to_camera
 from posegen_ray.subjects.deform import Lattice, mean_of_neighbours
 
 _NEVER = 1e-8  # a bone with a smaller share than this never gets one
@@ -34,45 +37,65 @@ class LatticeMotion(nn.Module):
     Args:
         weight_rate: Adam step of the logits of the skinning weights; 0: they stay.
         shift_rate: Adam step of the shifts, metres; 0: they stay.
+        turn_rate: Adam step of the changes of the unit normals; 0: they stay.
     """
 
-    def __init__(self, lattice: Lattice, weight_rate: float, shift_rate: float) -> None:
+    def __init__(
+        self, lattice: Lattice, weight_rate: float, shift_rate: float, turn_rate: float
+    ) -> None:
         super().__init__()
         self._lattice = lattice
         self._start = lattice.weights.clamp_min(_NEVER).log()
         self.logits = nn.Parameter(torch.zeros_like(lattice.weights))
         self.shifts = nn.Parameter(torch.zeros_like(lattice.rest))
-        self._rates = (weight_rate, shift_rate)
-        groups = [{"params": [self.logits]}, {"params": [self.shifts]}]
+        self.turns = nn.Parameter(torch.zeros_like(lattice.normals))
+        self._rates = (weight_rate, shift_rate, turn_rate)
+        groups = [{"params": [parameter]} for parameter in self.parameters()]
         self._optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99))
 
     def lattice(self) -> Lattice:
         """The lattice with its corrections, differentiable in them."""
         weights = (self._start + self.logits).softmax(1)
-        return replace(self._lattice, weights=weights, rest=self._lattice.rest + self.shifts)
+        return replace(
+            self._lattice,
+            weights=weights,
+            rest=self._lattice.rest + self.shifts,
+            normals=normalize(self._lattice.normals + self.turns, dim=-1),
+        )
 
-    def points(
+    def pose(
         self,
         bones: Tensor,  # [1, 24, 3, 4]
-    ) -> Tensor:  # [1, V, 3] where bones lead
-        """The posed vertices, differentiable in the bones and in the corrections.
+        camera: Camera,
+    ) -> tuple[Tensor, Tensor]:  # [1, V, 3] camera space, [1, V, 3] unit, world
+        """The posed vertices and their normals, differentiable in bones, camera and corrections.
 
-        `pose_vertices`, in an order that makes gradients of the weights cheap: a sixth of the time.
+        `pose_vertices` and `pose_normals`, in an order that makes gradients of the weights cheap: a
+        sixth of the time.
         """
         lattice = self.lattice()
         blended = (lattice.weights @ bones[0].flatten(1)).unflatten(1, (3, 4))
-        posed: Tensor = blended[..., :3] @ lattice.rest[..., None] + blended[..., 3:]
-        return posed[None, ..., 0]
+        turned = blended[..., :3] @ torch.stack([lattice.rest, lattice.normals], -1)
+        world = turned[..., 0] + blended[..., 3]
+        normals = normalize(turned[..., 1], dim=-1)
+        return to_camera(camera, world[None]), normals[None]
 
     @torch.no_grad()
     def step(self, decay: float) -> None:
         """Follows the gradients that have come back, with rates of `decay` times their start."""
-        for parameter, group, rate in zip(
-            self.parameters(), self._optimiser.param_groups, self._rates, strict=True
+        parameters = list(self.parameters())
+        widths = [parameter.shape[1] for parameter in parameters]
+        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = torch.cat(found, 1)
+        for parameter, group, rate, gradient in zip(
+            parameters,
+            self._optimiser.param_groups,
+            self._rates,
+            self._spread(gradients).split(widths, 1),
+            strict=True,
         ):
             group["lr"] = decay * rate
-            assert parameter.grad is not None
-            parameter.grad.copy_(self._spread(parameter.grad))
+            parameter.grad = gradient.contiguous()
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
 
@@ -80,6 +103,7 @@ class LatticeMotion(nn.Module):
         return {
             "logits": self.logits.detach(),
             "shifts": self.shifts.detach(),
+            "turns": self.turns.detach(),
             "moments": self._optimiser.state_dict(),
         }
 
@@ -87,6 +111,7 @@ class LatticeMotion(nn.Module):
     def resume(self, state: dict[str, Any]) -> None:
         self.logits.copy_(state["logits"])
         self.shifts.copy_(state["shifts"])
+        self.turns.copy_(state["turns"])
         self._optimiser.load_state_dict(state["moments"])
 
     @cached_property

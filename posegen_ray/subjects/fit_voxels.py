@@ -24,7 +24,6 @@ from posegen_ray.subjects.deform import (
     LATTICE_TENSORS,
     Lattice,
     build_lattice,
-    pose_normals,
     restrict_lattice,
 )
 from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field
@@ -33,9 +32,9 @@ from posegen_ray.subjects.fit_poses import FrameCorrections
 from posegen_ray.subjects.light import brightness, even_light, towards_camera
 from posegen_ray.subjects.render_fused import (
     FusedModel,
+    View,
     launch,
     ray_slopes,
-    to_camera_bones,
 )
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
@@ -48,10 +47,10 @@ class VoxelFitter:
     """Looks for the field that looks like the training frames, the lattice that moves it, and the
     light.
 
-    Each step renders one training picture before a random background (against floaters), pulls the
-    squared error back to the field, and takes an Adam step. Part of the way through, and at the
-    end, empty places go, which makes every later rendering faster. From the first time on the fit
-    also learns how cloth moves, and poses and cameras may be corrected.
+    Each step renders some rays of some training pictures before a random background (against
+    floaters), pulls the squared error back to the field, and takes an Adam step. Part of the way
+    through, and at the end, empty places go, which makes every later rendering faster. From the
+    first time on the fit also learns how cloth moves, and poses and cameras may be corrected.
     """
 
     def __init__(
@@ -83,7 +82,8 @@ class VoxelFitter:
         model, bones = self._optimiser.model, self._bones
         self._frames: dict[int, Frame] = {}
         if moving:
-            self._motion = LatticeMotion(model.lattice, config.weight_rate, config.shift_rate)
+            rates = (config.weight_rate, config.shift_rate, config.turn_rate)
+            self._motion = LatticeMotion(model.lattice, *rates)
         else:
             self._frames = {i: frame_of(model, self._capture, bones, i) for i in self._training}
 
@@ -93,19 +93,26 @@ class VoxelFitter:
             field = prune(self._optimiser.field(), shown)
             lattice = build_lattice(self._body, self._capture.shape, field)
             self._begin(lattice, field, self._optimiser.light(), moving=True)
-        lap, place = divmod(self.done, len(self._training))
-        order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
-        index = int(order[place])
-        chance = torch_stream(self._seed, "fit", "background", self.done, device=self._device.type)
+        optimiser, device = self._optimiser, self._device
+        chance = torch_stream(self._seed, "fit", "background", self.done, device=device.type)
         decay = _FINAL_RATE ** (self.done / self.total)
-        if self._motion is None:
-            error = self._optimiser.step(self._frames[index], chance, decay)
-        else:
-            error = self._optimiser.step_in_motion(self._take(index), self._motion, chance, decay)
+        pictures = self._config.pictures
+        errors = []
+        for number in range(self.done * pictures, (self.done + 1) * pictures):
+            lap, place = divmod(number, len(self._training))
+            order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
+            index = int(order[place])
+            if self._motion is None:
+                errors.append(optimiser.look(self._frames[index], chance))
+            else:
+                errors.append(optimiser.look_in_motion(self._take(index), self._motion, chance))
+        optimiser.move(decay)
+        if self._motion is not None:
+            self._motion.step(decay)
             if self._corrections is not None:
                 self._corrections.step()
         self.done += 1
-        return error
+        return sum(errors) / pictures
 
     def _take(self, index: int) -> Take:
         """A frame as it is now believed to be."""
@@ -212,6 +219,7 @@ class _FieldOptimiser:
         self._since = 0  # steps taken since the moments were zero
         values = self.model.field.values
         self._grad = torch.zeros_like(values)
+        self._grad_light = torch.zeros_like(self.model.light)
         self._moments = (torch.zeros_like(values), torch.zeros_like(values))
         self._neighbours = self.model.field.neighbours()
         # [M] against fog in the air, and for a solid inside
@@ -246,46 +254,56 @@ class _FieldOptimiser:
         self._light.load_state_dict(state["light_moments"])
         self._since = state["since"]
 
-    def step(self, frame: Frame, chance: torch.Generator, decay: float) -> float:
-        """Pose and camera as given; the error met."""
-        model = self.model
-        lit = brightness(model.light, frame.normals, frame.towards)
-        rgba = model.march(frame.view, frame.slopes, lit)
-        error, grad_rgba = _squared_error(rgba, frame.target, chance)
-        grad_lit = model.pull_back_to_field(
-            frame.view, frame.slopes, lit, rgba, grad_rgba, self._grad
-        )
-        self._move(frame.normals, frame.towards, grad_lit, decay)
+    def look(self, frame: Frame, chance: torch.Generator) -> float:
+        """Adds the gradients of some rays of a picture, pose and camera as given; the error met."""
+        model, light = self.model, self.model.light.detach().requires_grad_()
+        view, chosen = self._some(frame.view, chance)
+        slopes = frame.slopes[chosen].contiguous()
+        lit = brightness(light, frame.normals, frame.towards if self._config.shine else None)
+        under = lit.detach()
+        rgba = model.march(view, slopes, under)
+        error, grad_rgba = _squared_error(rgba, frame.target[chosen], chance)
+        by_lit = model.pull_back_to_field(view, slopes, under, rgba, grad_rgba, self._grad)
+        torch.autograd.backward(lit, by_lit / max(1, len(rgba)))
+        self._add_to_light(light)
         return error
 
-    def step_in_motion(
-        self, take: Take, motion: LatticeMotion, chance: torch.Generator, decay: float
-    ) -> float:
-        """The same, and a step of how the lattice moves; gradients go back to a take's pose and
+    def look_in_motion(self, take: Take, motion: LatticeMotion, chance: torch.Generator) -> float:
+        """The same, and gradients of how the lattice moves; they go back to a take's pose and
         camera, too, where it wants them."""
-        model, bones, camera = self.model, take.bones, take.camera
-        points = motion.points(to_camera_bones(camera, bones))
-        normals, towards = pose_normals(model.lattice, bones), towards_camera(points, camera)
-        view = model.find_rays(points.detach(), camera.detach())
+        model, light = self.model, self.model.light.detach().requires_grad_()
+        camera = take.camera
+        points, normals = motion.pose(take.bones, camera)
+        view, _ = self._some(model.find_rays(points.detach(), camera.detach()), chance)
         slopes = ray_slopes(camera, view).contiguous()
-        lit = brightness(model.light.detach(), normals, towards)
+        towards = towards_camera(points, camera) if self._config.shine else None
+        lit = brightness(light, normals, towards)
         at, under = points.detach().contiguous(), lit.detach().contiguous()
         rgba = model.march(view, slopes, under)
         error, grad_rgba = _squared_error(rgba, take.target.view(-1, 4)[view.row], chance)
         pulled = model.pull_back(view, at, slopes, under, rgba, grad_rgba, self._grad)
         # the mean over rays: Adam does not care, the pull back to what was given does
         share = 1 / max(1, len(rgba))
-        ends, gradients = [points], [share * pulled[0]]
+        ends, gradients = [points, lit], [share * pulled[0], share * pulled[2]]
         if take.cost is not None:
-            ends += [lit, take.cost]
-            gradients += [share * pulled[2], torch.ones_like(take.cost)]
+            ends.append(take.cost)
+            gradients.append(torch.ones_like(take.cost))
         torch.autograd.backward(ends, gradients)
-        motion.step(decay)
-        self._move(normals.detach(), towards.detach(), pulled[2], decay)
+        self._add_to_light(light)
         return error
 
-    def _move(self, normals: Tensor, towards: Tensor, grad_lit: Tensor, decay: float) -> None:
-        """Takes the step that the gradients say."""
+    def _some(self, view: View, chance: torch.Generator) -> tuple[View, Tensor]:
+        """A random share of the rays, and which they are [N] bool."""
+        draw = torch.rand(len(view.row), generator=chance, device=view.row.device)
+        chosen = draw < self._config.ray_share
+        return view.only(chosen), chosen
+
+    def _add_to_light(self, light: Tensor) -> None:
+        assert light.grad is not None
+        self._grad_light += light.grad
+
+    def move(self, decay: float) -> None:
+        """Takes the step that the gradients say, with rates of `decay` times their start."""
         model, config = self.model, self._config
         self._grad[:, 3] += self._push
         values = wp.from_torch(model.field.values, dtype=wp.vec4)
@@ -322,13 +340,10 @@ class _FieldOptimiser:
         )
         model.refresh()
         if config.light_rate > 0:
-            light = model.light.detach().requires_grad_()
-            lit = brightness(light, normals, towards)
-            (model.light.grad,) = torch.autograd.grad(lit, light, grad_lit)
-            if not config.shine:
-                model.light.grad[1] = 0
+            model.light.grad = self._grad_light
             self._light.param_groups[0]["lr"] = decay * config.light_rate
             self._light.step()
+        self._grad_light = torch.zeros_like(self._grad_light)
 
 
 def _squared_error(

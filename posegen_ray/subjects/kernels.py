@@ -47,7 +47,7 @@ from posegen_ray.subjects.vector_kernels import (
 # fused multiply-adds keep the CPU compiler from working on four numbers at once
 wp.set_module_options({"enable_backward": False, "fuse_fp": True})
 
-LAYERS = 6  # entries kept per pixel
+LAYERS = 12  # entries kept per pixel
 LAYERS_CONSTANT = wp.constant(LAYERS)
 EMPTY = wp.constant(wp.uint64(2**64 - 1))  # no entry: the largest key
 LOW_HALF = wp.constant(wp.uint64(2**32 - 1))
@@ -317,22 +317,24 @@ def cross_tet(posed: Posed, image: int, face: int, slope: wp.vec2, depth: float)
 
 @wp.func
 def first_walks(front: wp.array2d(dtype=wp.uint64), ray: int, layers: int):
-    """The face by which each walk comes in, and its depth."""
+    """How many walks there are, the face by which each comes in, and its depth."""
     faces = Faces(-1)
     depths = Depths(FAR)
-    for layer in range(LAYERS_CONSTANT):
-        if layer < layers:
-            key = front[ray, layer]
-            if key != EMPTY:
-                faces[layer] = int(wp.uint32(key & LOW_HALF))
-                depths[layer] = wp.cast(wp.uint32(key >> wp.uint64(32)), wp.float32)
-    return faces, depths
+    count = int(0)
+    for layer in range(layers):
+        key = front[ray, layer]
+        if key == EMPTY:
+            break
+        faces[layer] = int(wp.uint32(key & LOW_HALF))
+        depths[layer] = wp.cast(wp.uint32(key >> wp.uint64(32)), wp.float32)
+        count += 1
+    return count, faces, depths
 
 
 @wp.func
-def nearest_walk(depths: Depths):
+def nearest_walk(depths: Depths, count: int):
     nearest = int(0)
-    for walk in range(1, LAYERS_CONSTANT):
+    for walk in range(1, count):
         if depths[walk] < depths[nearest]:
             nearest = walk
     return nearest
@@ -358,17 +360,14 @@ def march(
     norm = wp.sqrt(1.0 + wp.dot(slope, slope))
     light = float(1.0)
     colour = wp.vec3(0.0, 0.0, 0.0)
-    faces, depths = first_walks(front, ray, posed.layers)
-    several = depths[1] < FAR
+    count, faces, depths = first_walks(front, ray, posed.layers)
     # a crossing is shaded when the next one is known: by then its values have come from memory
     waiting = Crossing()
     going = int(1)
     for _ in range(MOST_CROSSINGS):
         crossing = Crossing()
         if going == 1:
-            walk = int(0)
-            if several:
-                walk = nearest_walk(depths)
+            walk = nearest_walk(depths, count)
             depth = depths[walk]
             onward = int(-1)
             if depth >= FAR:
@@ -429,16 +428,13 @@ def march_backward(
     light = float(1.0)
     grad_norm = float(0.0)
     grad_slope = wp.vec2(0.0, 0.0)
-    faces, depths = first_walks(front, ray, posed.layers)
-    several = depths[1] < FAR
+    count, faces, depths = first_walks(front, ray, posed.layers)
     waiting = Crossing()
     going = int(1)
     for _ in range(MOST_CROSSINGS):
         crossing = Crossing()
         if going == 1:
-            walk = int(0)
-            if several:
-                walk = nearest_walk(depths)
+            walk = nearest_walk(depths, count)
             depth = depths[walk]
             onward = int(-1)
             if depth >= FAR:

@@ -42,6 +42,14 @@ class View:
     centre: Tensor  # [N, 2] pixel centres
     front: Tensor  # [N, LAYERS] int64: depth bits and face of each entry, -1: none
 
+    def only(
+        self,
+        chosen: Tensor,  # [N] bool
+    ) -> View:
+        """The view with some of its rays."""
+        rays = (self.image, self.row, self.centre, self.front)
+        return View(self.maps, *(tensor[chosen] for tensor in rays))
+
 
 class FusedModel:
     """One subject's field and lattice, ready to be drawn.

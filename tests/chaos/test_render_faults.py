@@ -24,7 +24,6 @@ from render_faults import (
 from runtime_fakes import FaultyFactory, SineRenderer, posed_request, random_request
 
 from posegen_ray.config import RendererConfig, RenderServerConfig, RoleResources, RuntimeConfig
-from posegen_ray.errors import RenderError
 from posegen_ray.runtime.render_pool import start_pool, start_servers
 from posegen_ray.runtime.replicas import ServerSpec
 from posegen_ray.runtime.session import RaySession
@@ -181,14 +180,16 @@ def test_server_that_answers_nan(faulty, tmp_path, note_recovery, fault):
     check(found, SineRenderer(tmp_path), request)
 
 
-def test_nan_of_every_server_names_subject_and_server(session, tmp_path):
-    config = replace(IMPATIENT, max_attempts=2)
+def test_nan_of_every_server_is_handed_on(session, tmp_path):
+    """As the renderer answers in one process: a training skips such a step and counts it."""
+    config = replace(IMPATIENT, max_attempts=4)
     pool = start_servers([ServerSpec(("ada",), FaultyFactory(tmp_path), config)], "nan")
     try:
+        first = loads(pool)[0].process_id
         (tmp_path / "always_nan").touch()
-        name = pool._teams[0].name(0)
-        with pytest.raises(RenderError, match=rf"render of .* ada failed.*{name}.*NaN"):
-            pool.render(random_request(("ada",)))
+        answer = pool.render(random_request(("ada",)))
+        assert not bool(answer.rgba.isfinite().all())
+        assert loads(pool)[0].process_id != first  # it might have been the server
     finally:
         pool.close()
 

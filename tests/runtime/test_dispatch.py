@@ -1,3 +1,4 @@
+import math
 import time
 
 import pytest
@@ -74,3 +75,43 @@ def test_of_equally_busy_servers_the_preferred_one_is_asked(ray_session, count, 
     team.servers = {number: Server(number) for number in range(count)}
     call = Call(("ada",), "work", (), first)
     assert carry_out([call], {("ada",): team}, RenderServerConfig()) == [wanted]
+
+
+class NanActor:
+    """Answers NaN so many times to each number, then the number."""
+
+    def __init__(self, times):
+        self._left = dict(times)
+
+    def work(self, number):
+        self._left[number] -= 1
+        return math.nan if self._left[number] >= 0 else number
+
+    def load(self):
+        return ServerLoad(0, 0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+class Replaced(Alone):
+    """Counts replacements; its server stays what it is."""
+
+    def __init__(self, actor):
+        super().__init__(actor)
+        self.replacements = 0
+
+    def replace(self, number, failed):
+        self.replacements += 1
+        return True
+
+
+def test_nan_that_comes_again_is_handed_on(ray_session):
+    """As without servers: a training skips the step and counts it."""
+    actor = ray.remote(NanActor).options(num_cpus=0.1).remote({0: 0, 1: 1, 2: 9})
+    ray.get(actor.load.remote())
+    team = Replaced(actor)
+    sound = math.isfinite
+    calls = [Call(("ada",), "work", (number,), sound=sound) for number in range(3)]
+    zero, one, two = carry_out(calls, {("ada",): team}, RenderServerConfig(max_attempts=4))
+    assert (zero, one) == (0, 1)
+    assert math.isnan(two)
+    assert team.replacements == 2  # the servers that were the first to answer NaN
+    ray.kill(actor)

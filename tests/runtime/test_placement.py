@@ -317,7 +317,7 @@ def test_impossible_settings_are_refused(make, message):
         (Failure.SERVER_DEAD, 1, Decision.REPLACE),
         (Failure.SERVER_HANGS, 1, Decision.REPLACE),
         (Failure.NOT_FINITE, 3, Decision.REPLACE),
-        (Failure.NOT_FINITE, 4, Decision.RAISE),
+        (Failure.NOT_FINITE, 4, Decision.ACCEPT),
         (Failure.OUT_OF_MEMORY, 3, Decision.RETRY),
         (Failure.SERVER_DEAD, 4, Decision.RAISE),
         (Failure.BAD_REQUEST, 1, Decision.RAISE),
@@ -325,6 +325,11 @@ def test_impossible_settings_are_refused(make, message):
 )
 def test_failure_policy(failure, attempt, decision):
     assert decide(failure, attempt, max_attempts=4) is decision
+
+
+def test_nan_of_a_second_server_is_handed_on():
+    assert decide(Failure.NOT_FINITE, 2, 4, again=True) is Decision.ACCEPT
+    assert decide(Failure.SERVER_DEAD, 2, 4, again=True) is Decision.REPLACE
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_the_visual_hull_keeps_the_person_and_drops_the_air(capture: Capture) ->
     possible = visual_hull(capture, body, bones, list(range(FRAMES)), config)
     whole = body_field(body, capture.shape, config)
     within = body_field(body, capture.shape, config, possible)
-    assert len(within.values) < 0.6 * len(whole.values)
+    assert len(within.values) < 0.7 * len(whole.values)
     solid = [
         {tuple(p) for p in np.round(f.positions()[f.values[:, 3] > -2].numpy(), 4).tolist()}
         for f in (whole, within)

@@ -8,19 +8,23 @@ import pytest
 import torch
 from bodies import capsule_body, capture_of, painted_subject
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from posegen_ray.body.camera import Camera
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import FieldConfig, FitConfig, RegionConfig
 from posegen_ray.subjects.deform import (
     build_lattice,
     mean_of_neighbours,
+    pose_normals,
     pose_vertices,
     restrict_lattice,
 )
 from posegen_ray.subjects.fit import fit_subject
 from posegen_ray.subjects.fit_motion import LatticeMotion
 from posegen_ray.subjects.fit_voxels import VoxelFitter
+from posegen_ray.subjects.render_fused import to_camera_bones
 from posegen_ray.subjects.store import VoxelSubject
 
 CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
@@ -30,6 +34,10 @@ def bent() -> Tensor:  # [1, 24, 3, 4]
     angles = torch.zeros(1, 24, 3)
     angles[0, JOINT["left_hip"], 0], angles[0, JOINT["right_elbow"], 1] = -0.9, 0.8
     return capsule_body()(from_axis_angle(angles), torch.zeros(1, 2)).bones
+
+
+def a_camera() -> Camera:
+    return capture_of(painted_subject(), 1, 32).view(0)
 
 
 def dressed() -> VoxelSubject:
@@ -45,21 +53,23 @@ def dressed() -> VoxelSubject:
 
 def test_without_corrections_it_is_linear_blend_skinning() -> None:
     lattice = painted_subject().lattice
-    motion = LatticeMotion(lattice, 0.1, 0.01)
-    torch.testing.assert_close(
-        motion.points(bent()), pose_vertices(lattice, bent()), rtol=0, atol=1e-6
-    )
+    motion = LatticeMotion(lattice, 0.1, 0.01, 0.1)
+    points, normals = motion.pose(bent(), camera := a_camera())
+    expected = pose_vertices(lattice, to_camera_bones(camera, bent()))
+    torch.testing.assert_close(points, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normals, pose_normals(lattice, bent()), rtol=0, atol=1e-5)
 
 
 def test_a_step_moves_vertices_towards_where_they_belong() -> None:
     """Also through a neighbour: a vertex without a gradient of its own is taken along."""
     lattice = painted_subject().lattice
-    motion = LatticeMotion(lattice, 0.05, 1e-3)
-    goal = pose_vertices(dressed().lattice, bent())
+    motion = LatticeMotion(lattice, 0.05, 1e-3, 0.0)
+    camera = a_camera()
+    goal = pose_vertices(dressed().lattice, to_camera_bones(camera, bent()))
     hidden = torch.rand(len(lattice.rest), generator=torch.Generator().manual_seed(0)) < 0.3
 
     def distance() -> Tensor:
-        return (motion.points(bent()) - goal).norm(dim=-1)[0]
+        return (motion.pose(bent(), camera)[0] - goal).norm(dim=-1)[0]
 
     before = distance().detach()
     for step in range(60):
@@ -74,11 +84,30 @@ def test_a_step_moves_vertices_towards_where_they_belong() -> None:
 
 def test_no_rate_no_correction() -> None:
     lattice = painted_subject().lattice
-    motion = LatticeMotion(lattice, 0.0, 0.0)
-    motion.points(bent()).square().sum().backward()
+    motion = LatticeMotion(lattice, 0.0, 0.0, 0.0)
+    points, normals = motion.pose(bent(), a_camera())
+    (points.square().sum() + normals[..., 0].sum()).backward()
     motion.step(1.0)
     assert torch.equal(motion.lattice().rest, lattice.rest)
     torch.testing.assert_close(motion.lattice().weights, lattice.weights, rtol=0, atol=1e-6)
+    torch.testing.assert_close(motion.lattice().normals, lattice.normals, rtol=0, atol=1e-6)
+
+
+def test_normals_turn_to_where_the_light_says() -> None:
+    lattice = painted_subject().lattice
+    motion = LatticeMotion(lattice, 0.0, 0.0, 0.05)
+    tilt = normalize(lattice.normals + torch.tensor([0.0, 0.5, 0.0]), dim=-1)
+    goal = pose_normals(replace(lattice, normals=tilt), bent())
+
+    def distance() -> Tensor:
+        return (motion.pose(bent(), a_camera())[1] - goal).norm(dim=-1).mean()
+
+    before = float(distance().detach())
+    for step in range(60):
+        distance().backward()
+        motion.step(0.05 ** (step / 60))
+    assert float(distance().detach()) < 0.25 * before
+    assert torch.equal(motion.lattice().rest, lattice.rest)
 
 
 def test_a_mean_of_neighbours_keeps_constants_and_ignores_strangers() -> None:
@@ -115,7 +144,7 @@ def test_a_restricted_lattice_moves_what_is_left_as_before() -> None:
 
 def test_a_fit_learns_cloth_that_does_not_move_as_the_skin() -> None:
     capture = capture_of(dressed(), 24, 96)
-    still = replace(CONFIG, weight_rate=0.0, shift_rate=0.0)
+    still = replace(CONFIG, weight_rate=0.0, shift_rate=0.0, turn_rate=0.0)
     plain, learned = (
         fit_subject(capture, capsule_body(), FieldConfig(), config, 0).manifest.psnr_person
         for config in (still, CONFIG)
