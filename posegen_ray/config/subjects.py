@@ -60,7 +60,7 @@ class FitConfig:
     """How a subject is fitted to a capture (conf/fit)."""
 
     region: RegionConfig = field(default_factory=RegionConfig)
-    steps: int = 250  # optimiser steps
+    steps: int = 225  # optimiser steps
     pictures: int = 2  # training pictures that a step looks at
     ray_share: float = 0.6  # of a picture's rays, chosen at random
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
@@ -102,7 +102,7 @@ class FitConfig:
         require(
             self.steps >= 1 and self.pictures >= 1,
             f"fit.steps={self.steps} and fit.pictures={self.pictures} must be positive.",
-            "Defaults: 250 and 2.",
+            "Defaults: 225 and 2.",
         )
         require(
             0 < self.ray_share <= 1,

@@ -93,20 +93,30 @@ def test_fused_and_reference_pictures_agree(
     assert (difference.max(-1) > 5 * tolerance).mean() < 5e-4
 
 
-@pytest.mark.parametrize(("shines", "tolerance"), [(False, 1e-3), (True, 2e-3)])
-@pytest.mark.parametrize("contact", [False, True])
+@pytest.mark.parametrize(
+    ("contact", "shines", "tolerance"),
+    [(False, False, 1e-3), (False, True, 1e-3), (True, False, 1.5e-3), (True, True, 2e-3)],
+)
 def test_fused_and_reference_gradients_agree(
     capsule_subject: VoxelSubject, contact: bool, shines: bool, tolerance: float
 ) -> None:
     request = _request(batch=2, contact=contact)
     subject = shining(capsule_subject) if shines else capsule_subject
-    weight = np.random.default_rng(0).normal(size=(2, 48, 48, 4)).astype(np.float32)
-    fused = _renderer(subject, early_stop=0.0).vjp_arrays(request, weight)
-    reference = _renderer(subject, kind="reference").vjp_arrays(request, weight)
-    for name, ours, theirs in zip(fused._fields, fused, reference, strict=True):
-        if name == "rotation":  # only turns have a meaning, not all changes of nine numbers
-            ours, theirs = _turning(request.camera, ours), _turning(request.camera, theirs)
-        assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs), name
+    fused = _renderer(subject, early_stop=0.0)
+    reference = _renderer(subject, kind="reference")
+    apart: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    # a gradient of one random picture may all but cancel: what is left is the processor's rounding
+    for seed in range(4):
+        weight = np.random.default_rng(seed).normal(size=(2, 48, 48, 4)).astype(np.float32)
+        pulled = (fused.vjp_arrays(request, weight), reference.vjp_arrays(request, weight))
+        for name, ours, theirs in zip(pulled[0]._fields, *pulled, strict=True):
+            if name == "rotation":  # only turns have a meaning, not all changes of nine numbers
+                ours, theirs = _turning(request.camera, ours), _turning(request.camera, theirs)
+            apart[name] = apart.get(name, 0.0) + float(np.square(ours - theirs).sum())
+            whole[name] = whole.get(name, 0.0) + float(np.square(theirs).sum())
+    for name in apart:
+        assert np.sqrt(apart[name] / whole[name]) <= tolerance, name
 
 
 @pytest.mark.parametrize("contact", [False, True])
