@@ -22,7 +22,7 @@ from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.errors import DataError
 from posegen_ray.evaluation.atlas import cluster_poses, motions_text, pelvis_frame_joints
 from posegen_ray.evaluation.metrics import joint_errors
-from posegen_ray.evaluation.protocol import Interval, motion_name, paired_interval
+from posegen_ray.evaluation.protocol import SOURCE_SETS, Interval, motion_name, paired_interval
 from posegen_ray.evaluation.store import ReportInputs
 
 THRESHOLD_FACTOR = 1.5
@@ -147,7 +147,7 @@ def build_failure_atlas(
             f"This run has no arm {arm!r}.", f"Choose arm= from {', '.join(inputs.arms)}."
         )
     before, after = (_errors(inputs, name) for name in ("baseline", arm))
-    source = np.array([name == "source" for name in inputs.sets])
+    source = np.isin(np.asarray(inputs.sets), SOURCE_SETS)
     kind = "source" if source.any() else "all"
     chosen = before[:, source] if source.any() else before
     median = float(np.median(chosen.mean(2)))
