@@ -30,8 +30,6 @@ from posegen_ray.run import Run, Seeds
 from posegen_ray.studio import studio_of
 from posegen_ray.training import Advance
 
-FORMAT = 1
-
 
 def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:
     """Draws source images, trains on them, judges on validation people, and writes the estimator.
@@ -44,6 +42,8 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
     Raises:
         ConfigError: another estimator is named.
     """
+    from posegen_ray.estimators.compact_hmr import FORMAT
+
     check_pretraining(config)
     run = Run(config, folder, backend, console, pretrained=False)
     settings = config.pretrain
