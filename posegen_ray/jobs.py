@@ -21,7 +21,7 @@ from posegen_ray import assets, subjects
 from posegen_ray.body import load_body
 from posegen_ray.config import RunConfig
 from posegen_ray.estimators.base import PoseEstimator, predict
-from posegen_ray.estimators.finetune import FineTuneProgress, finetune
+from posegen_ray.estimators.finetune import FineTuneSteps, finetune, finetune_size
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.local import Shared
 from posegen_ray.records import RenderRequest, Samples, concatenate_samples
@@ -220,7 +220,7 @@ class FineTune:
 
     @property
     def size(self) -> int:
-        return sum(stage.steps for stage in self.config.finetune.stages)
+        return finetune_size(self.config.finetune, self.config.experiment.images_per_arm)
 
     def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor | None]:
         """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""
@@ -228,24 +228,13 @@ class FineTune:
         halves = [half.get() for half in self.halves]
         samples, source = concatenate_samples(halves), len(halves[0])
         del halves
-        done = 0
-        last = ("", 0)
-
-        def progress(report: FineTuneProgress) -> None:
-            nonlocal done, last
-            if "training" not in report.phase:
-                return
-            before = last[1] if last[0] == report.phase else 0
-            advance(report.done - before)
-            done += report.done - before
-            last = (report.phase, report.done)
-
+        steps = FineTuneSteps(advance, self.config.finetune, self.config.experiment.images_per_arm)
         tuned = finetune(
             estimator,
             samples,
             self.config.finetune,
             self.seed,
-            progress,
+            steps,
             source=source,
             body=self.config.body.name,
         )
@@ -253,7 +242,7 @@ class FineTune:
         answers = None
         if self.test_images is not None:
             answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
-        advance(self.size - done)
+        steps.finish()
         return {name: value.cpu() for name, value in tuned.state_dict().items()}, answers
 
 

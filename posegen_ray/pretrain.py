@@ -22,7 +22,7 @@ from posegen_ray.datasets.kept import KeptSamples
 from posegen_ray.errors import ConfigError
 from posegen_ray.estimators.augment import labels_of
 from posegen_ray.estimators.base import predict
-from posegen_ray.estimators.finetune import FineTuneProgress, finetune
+from posegen_ray.estimators.finetune import FineTuneSteps, finetune, finetune_size
 from posegen_ray.evaluation.metrics import mpjpe, pa_mpjpe
 from posegen_ray.local import Backend
 from posegen_ray.records import Samples
@@ -108,7 +108,8 @@ class Pretrain:
 
     @property
     def size(self) -> int:
-        return sum(stage.steps for stage in self.config.pretrain.finetune.stages)
+        settings = self.config.pretrain
+        return finetune_size(settings.finetune, settings.images)
 
     def run(self, advance: Advance) -> tuple[dict[str, Tensor], float]:
         """The weights, and the MPJPE on (some of) the training images, mm."""
@@ -123,22 +124,17 @@ class Pretrain:
         load_imagenet(estimator)
         estimator.eval()
         settings = self.config.pretrain.finetune
-        done: dict[str, int] = {}
-
-        def progress(report: FineTuneProgress) -> None:
-            if "training" in report.phase:
-                advance(report.done - done.get(report.phase, 0))
-                done[report.phase] = report.done
-
+        steps = FineTuneSteps(advance, settings, self.config.pretrain.images)
         tuned = finetune(
             estimator,
             samples,
             settings,
             self.seed,
-            progress,
+            steps,
             source=len(samples),
             body=self.config.body.name,
         )
+        steps.finish()
         some = samples[: min(len(samples), 240)]
         error = float(mpjpe(predict(tuned, some.images), some.joints).mean())
         return {name: value.cpu() for name, value in tuned.state_dict().items()}, error

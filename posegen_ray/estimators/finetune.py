@@ -40,19 +40,56 @@ log = logging.getLogger(__name__)
 
 _BETAS = (0.9, 0.99)
 _FEATURE_BATCH = 16
+_FEATURES = "features"  # what computing them is called in reports
 
 
 @dataclass(frozen=True)
 class FineTuneProgress:
     """Where fine-tuning is; handed to the `progress` callback."""
 
-    phase: str  # "features", then e.g. "late: training"
+    phase: str  # _FEATURES, then e.g. "late: training"
     done: int
     total: int
     loss: float  # the weighted sum of config.losses; NaN while features are computed
 
 
 ProgressFn = Callable[[FineTuneProgress], None]
+
+
+def finetune_size(config: FineTuneConfig, images: int) -> int:
+    """How long fine-tuning on so many images is, for a progress bar: its steps, and one for the
+    features of each batch of images."""
+    return sum(stage.steps for stage in config.stages) + math.ceil(images / _FEATURE_BATCH)
+
+
+class FineTuneSteps:
+    """A `progress` callback that moves a bar of `finetune_size` forward.
+
+    Args:
+        advance: called with how many steps further it is.
+        config, images: as for `finetune_size`.
+    """
+
+    def __init__(
+        self, advance: Callable[[int], object], config: FineTuneConfig, images: int
+    ) -> None:
+        self._advance = advance
+        self._size = finetune_size(config, images)
+        self._features = math.ceil(images / _FEATURE_BATCH)
+        self._done: dict[str, int] = {}  # by phase
+
+    def __call__(self, report: FineTuneProgress) -> None:
+        done = report.done
+        if report.phase == _FEATURES:  # counted with the copies: a batch of images is one step
+            done = self._features * report.done // report.total
+        self._advance(done - self._done.get(report.phase, 0))
+        self._done[report.phase] = done
+
+    def finish(self) -> None:
+        """Moves the bar to its end, whatever was reported."""
+        self._advance(self._size - sum(self._done.values()))
+
+
 # called with "start", each stage's cut, and "end"
 ValidateFn = Callable[[str, PoseEstimator], None]
 # averages gradients over processes, in place
@@ -277,7 +314,7 @@ def keep_features(
                 from_source.append(origin)
                 done += len(value)
             if progress is not None:
-                progress(FineTuneProgress("features", done, total, math.nan))
+                progress(FineTuneProgress(_FEATURES, done, total, math.nan))
     joined = Labels(
         torch.cat([label.joints for label in labels]),
         torch.cat([label.joints_2d for label in labels]),

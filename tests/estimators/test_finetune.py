@@ -15,8 +15,10 @@ from posegen_ray.estimators.base import Estimate, PoseEstimator, centred
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.finetune import (
     FineTuner,
+    FineTuneSteps,
     _mixed_batches,
     finetune,
+    finetune_size,
     interpolate,
     keep_features,
     run_stage,
@@ -150,6 +152,25 @@ def test_progress_reaches_its_end():
     ends = {p.phase: (p.done, p.total) for p in steps}
     assert ends["late: training"] == (150, 150)
     assert ends["features"] == (20, 20)
+
+
+@pytest.mark.parametrize("expected", [20, 40])
+def test_a_bar_moves_while_features_are_computed_and_ends_where_it_was_said_to(expected):
+    moves = []
+    bar = FineTuneSteps(moves.append, CONFIG, expected)
+    features = []
+    finetune(
+        Toy(),
+        make_samples(20),
+        CONFIG,
+        0,
+        progress=lambda report: (bar(report), report.phase == "features" and features.append(1)),
+    )
+    assert sum(moves[: len(features)]) == -(-expected // 16)
+    assert sum(move > 0 for move in moves[: len(features)]) > 1
+    bar.finish()
+    assert sum(moves) == finetune_size(CONFIG, expected)
+    assert min(moves) >= 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
