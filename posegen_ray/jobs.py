@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,9 +19,18 @@ from torch import Tensor
 
 from posegen_ray import assets, subjects
 from posegen_ray.body import load_body
+from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
 from posegen_ray.estimators.base import PoseEstimator, predict
-from posegen_ray.estimators.finetune import FineTuneSteps, finetune, finetune_size
+from posegen_ray.estimators.features import (
+    KeptFeatures,
+    first_cut,
+    image_features,
+    keep_features,
+    predict_from,
+)
+from posegen_ray.estimators.finetune import finetune_kept
+from posegen_ray.estimators.progress import FineTuneSteps, finetune_size
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.local import Shared
 from posegen_ray.records import RenderRequest, Samples, concatenate_samples
@@ -209,39 +218,100 @@ class Predict:
 
 
 @dataclass(frozen=True)
-class FineTune:
-    """Fine-tunes the starting estimator on an arm's images and tests it, if there are tests."""
+class KeepSourceFeatures:
+    """Computes the features of the source images that all arms of a seed share."""
 
     config: RunConfig
     joint_map: Tensor | None
     seed: int
-    halves: Sequence[Shared[Samples]]  # the arm's training images; the first half is source data
-    test_images: Shared[Tensor] | None  # [N, 3, S, S] uint8
+    samples: Shared[Samples]
+    folder: str  # where they go
 
     @property
     def size(self) -> int:
-        return finetune_size(self.config.finetune, self.config.experiment.images_per_arm)
+        return finetune_size(replace(self.config.finetune, stages=[]), self._images)
+
+    @property
+    def _images(self) -> int:
+        return self.config.experiment.images_per_arm // 2
+
+    def run(self, advance: Advance) -> None:
+        estimator, settings = starting_estimator(self.config, self.joint_map), self.config.finetune
+        steps = FineTuneSteps(advance, replace(settings, stages=[]), self._images)
+        samples = self.samples.get()
+        kept = keep_features(estimator, samples, settings, self.seed, steps, source=len(samples))
+        kept.write(Path(self.folder))
+        steps.finish()
+
+
+@dataclass(frozen=True)
+class KeepTestFeatures:
+    """Computes what all fine-tuned estimators share of their look at the test images."""
+
+    config: RunConfig
+    images: Shared[Tensor]  # [N, 3, S, S] uint8
+    folder: str  # where it goes
+
+    @property
+    def size(self) -> int:
+        return 1
+
+    def run(self, advance: Advance) -> None:
+        estimator, settings = starting_estimator(self.config, None), self.config.finetune
+        features = image_features(estimator, self.images.get(), settings, PREDICT_BATCH)
+        save_checkpoint(Path(self.folder), {"features": features})
+        advance(1)
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The test images, for fine-tuned estimators."""
+
+    images: Shared[Tensor]  # [N, 3, S, S] uint8
+    features: str  # folder of KeepTestFeatures
+
+    def answers(self, estimator: PoseEstimator, cut: str) -> Tensor:  # [N, 12, 3]
+        """Of an estimator that was fine-tuned from that cut on."""
+        features = load_checkpoint(Path(self.features))["features"]
+        if features is None:
+            return predict(estimator, self.images.get(), PREDICT_BATCH)
+        return predict_from(estimator, features, cut, PREDICT_BATCH)
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Fine-tunes the starting estimator on source images and others, and tests it, if there are
+    tests."""
+
+    config: RunConfig
+    joint_map: Tensor | None
+    seed: int
+    source: str  # folder of KeepSourceFeatures; empty: no stage trains
+    others: Sequence[Shared[Samples]]  # the arm's own images
+    tests: Tests | None
+
+    @property
+    def size(self) -> int:
+        return finetune_size(self.config.finetune, self._images)
+
+    @property
+    def _images(self) -> int:
+        return sum(self.config.experiment.images_per_arm // 2 for _ in self.others)
 
     def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor | None]:
         """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""
-        estimator = starting_estimator(self.config, self.joint_map)
-        halves = [half.get() for half in self.halves]
-        samples, source = concatenate_samples(halves), len(halves[0])
-        del halves
-        steps = FineTuneSteps(advance, self.config.finetune, self.config.experiment.images_per_arm)
-        tuned = finetune(
-            estimator,
-            samples,
-            self.config.finetune,
-            self.seed,
-            steps,
-            source=source,
-            body=self.config.body.name,
-        )
-        del samples
+        estimator, settings = starting_estimator(self.config, self.joint_map), self.config.finetune
+        steps = FineTuneSteps(advance, settings, self._images)
+        kept = KeptFeatures.read(Path(self.source)) if self.source else None
+        if kept is not None and self.others:
+            samples = concatenate_samples([others.get() for others in self.others])
+            kept = keep_features(estimator, samples, settings, self.seed, steps, before=kept)
+            del samples
+        body = self.config.body.name
+        tuned = finetune_kept(estimator, kept, settings, self.seed, steps, body=body)
         answers = None
-        if self.test_images is not None:
-            answers = predict(tuned, self.test_images.get(), PREDICT_BATCH)
+        if self.tests is not None:
+            answers = self.tests.answers(tuned, first_cut(tuned, settings))
         steps.finish()
         return {name: value.cpu() for name, value in tuned.state_dict().items()}, answers
 

@@ -22,7 +22,8 @@ from posegen_ray.datasets.kept import KeptSamples
 from posegen_ray.errors import ConfigError
 from posegen_ray.estimators.augment import labels_of
 from posegen_ray.estimators.base import predict
-from posegen_ray.estimators.finetune import FineTuneSteps, finetune, finetune_size
+from posegen_ray.estimators.finetune import finetune
+from posegen_ray.estimators.progress import FineTuneSteps, finetune_size
 from posegen_ray.evaluation.metrics import mpjpe, pa_mpjpe
 from posegen_ray.local import Backend
 from posegen_ray.records import Samples

@@ -45,8 +45,11 @@ from posegen_ray.jobs import (
     Draw,
     FineTune,
     FitPerson,
+    KeepSourceFeatures,
+    KeepTestFeatures,
     Predict,
     Shoot,
+    Tests,
     render_speed,
     subjects_root,
     training_people,
@@ -248,7 +251,7 @@ class Run:
         start = self._attacked(seed, arm)
         reference = None
         if config.feedback.reducible > 0:
-            reference = self._prepared("reference", ("source_half", "reference_half"), seed)
+            reference = self._prepared("reference", ("reference_half",), seed)
         folder = f"seed_{seed}" if name == POSEGEN else f"{name}_seed_{seed}"
         of = "" if name == POSEGEN else f"{name}, "
         text = f"adversarial training, {config.training.rounds} rounds ({of}seed {seed})"
@@ -278,32 +281,64 @@ class Run:
         """Weights of the estimator that a training starts from (training.attack)."""
         attack = (arm.config if arm else self.config).training.attack
         if attack == "source":
-            return self._prepared("adapted", ("source_half",), seed)
+            return self._prepared("adapted", (), seed)
         if attack == "random":
             name = arm.name if arm else POSEGEN
-            return self._prepared(f"{name}.attacked", ("source_half", f"{name}_random"), seed)
+            return self._prepared(f"{name}.attacked", (f"{name}_random",), seed)
         return None
 
-    def _prepared(self, name: str, halves: Sequence[str], seed: int) -> dict[str, Tensor]:
-        """Weights of an estimator that training needs, fine-tuned once on some drawn sets."""
+    def _prepared(self, name: str, others: Sequence[str], seed: int) -> dict[str, Tensor]:
+        """Weights of an estimator that training needs, fine-tuned once on the source half and
+        other drawn sets."""
         kept = self._kept(name, seed)
         if not kept.exists():
+            self._keep_features([seed])
             with self.console.phase("prepare", f"fine-tuning the {name} estimator (seed {seed})"):
-                for half in halves:
-                    if not self._drawn(half, seed).exists():
-                        self._draw_set(half, seed)
-                job = self._fine_tune(halves, seed)
+                for other in others:
+                    if not self._drawn(other, seed).exists():
+                        self._draw_set(other, seed)
+                job = self._fine_tune(others, seed)
                 ((weights, _),) = self.backend.run([job], "fine-tuning", "step")
             save_checkpoint(kept, {"weights": weights})
         weights = load_checkpoint(kept)["weights"]
         return dict(weights)
 
-    def _fine_tune(
-        self, halves: Sequence[str], seed: int, tests: Shared[Tensor] | None = None
-    ) -> FineTune:
-        """The job that fine-tunes on some drawn sets, the first of source data, and tests."""
-        shared = [KeptSamples(str(self._drawn(half, seed).absolute())) for half in halves]
-        return FineTune(self.config, self.joint_map(), self.root(seed), shared, tests)
+    def _fine_tune(self, others: Sequence[str], seed: int, tests: Tests | None = None) -> FineTune:
+        """The job that fine-tunes on the source half and other drawn sets, and tests."""
+        kept = [KeptSamples(str(self._drawn(name, seed).absolute())) for name in others]
+        source = str(self._source_features(seed).absolute()) if self._trains else ""
+        return FineTune(self.config, self.joint_map(), self.root(seed), source, kept, tests)
+
+    def _keep_features(self, seeds: Sequence[int]) -> None:
+        """Features of the source halves of some seeds, for all that is fine-tuned on them."""
+        missing = [seed for seed in seeds if not self._source_features(seed).exists()]
+        if not missing or not self._trains:
+            return
+        jobs = []
+        for seed in missing:
+            if not self._drawn("source_half", seed).exists():
+                self._draw_set("source_half", seed)
+            samples = KeptSamples(str(self._drawn("source_half", seed).absolute()))
+            folder = str(self._source_features(seed).absolute())
+            jobs.append(
+                KeepSourceFeatures(self.config, self.joint_map(), self.root(seed), samples, folder)
+            )
+        with self.console.phase("features", "computing features of the source images"):
+            self.backend.run(jobs, "features", "step")
+
+    def _tests(self, tests: TestSet) -> Tests:
+        """The test images for fine-tuned estimators, their features computed once."""
+        folder = self._scratch / "test_features"
+        if not folder.exists():
+            job = KeepTestFeatures(self.config, tests.images, str(folder.absolute()))
+            with self.console.phase("features", "computing features of the test images"):
+                self.backend.run([job], "features", "set")
+        return Tests(tests.images, str(folder.absolute()))
+
+    @property
+    def _trains(self) -> bool:
+        """Whether fine-tuning does anything."""
+        return any(stage.steps for stage in self.config.finetune.stages)
 
     def trained(self, seed: int, arm: str = POSEGEN) -> TrainingResult:
         """A finished training's result."""
@@ -423,9 +458,9 @@ class Run:
         """
         missing = self._missing()
         if missing:
-            jobs = [
-                self._fine_tune(("source_half", arm), seed, tests.images) for arm, seed in missing
-            ]
+            self._keep_features(sorted({seed for _, seed in missing}))
+            images = self._tests(tests)
+            jobs = [self._fine_tune((arm,), seed, images) for arm, seed in missing]
 
             def keep(number: int, result: tuple[dict[str, Tensor], Tensor]) -> None:
                 weights, answers = result
@@ -505,6 +540,9 @@ class Run:
 
     def _drawn(self, name: str, seed: int) -> Path:
         return self._scratch / f"{name}-{seed}"
+
+    def _source_features(self, seed: int) -> Path:
+        return self._drawn("source_features", seed)
 
 
 def _generator(arm: str) -> str:

@@ -28,7 +28,7 @@ from posegen_ray.config import RunConfig
 from posegen_ray.context import TrainContext
 from posegen_ray.errors import CheckpointError
 from posegen_ray.estimators.base import PoseEstimator, predict
-from posegen_ray.estimators.finetune import FineTuner
+from posegen_ray.estimators.online import FineTuner
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
 from posegen_ray.generation.generator import GeneratorSampler

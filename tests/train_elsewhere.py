@@ -18,7 +18,7 @@ from test_finetune import CONFIG, Toy, make_samples
 from posegen_ray.adversary import Adversary
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig, GeneratorConfig, ValidityConfig
 from posegen_ray.estimators.base import predict
-from posegen_ray.estimators.finetune import FineTuner
+from posegen_ray.estimators.online import FineTuner
 from posegen_ray.generation.generator import Generator
 from posegen_ray.generation.proposal import SourceSampler
 from posegen_ray.generation.validity import ValidityChecker

@@ -13,16 +13,21 @@ from posegen_ray.errors import CheckpointError, ConfigError, DataError, Resource
 from posegen_ray.estimators import load_estimator, predict
 from posegen_ray.estimators.base import Estimate, PoseEstimator, centred
 from posegen_ray.estimators.crop import CropSpec
+from posegen_ray.estimators.features import (
+    KeptFeatures,
+    image_features,
+    keep_features,
+    predict_from,
+)
 from posegen_ray.estimators.finetune import (
-    FineTuner,
-    FineTuneSteps,
     _mixed_batches,
     finetune,
-    finetune_size,
+    finetune_kept,
     interpolate,
-    keep_features,
     run_stage,
 )
+from posegen_ray.estimators.online import FineTuner
+from posegen_ray.estimators.progress import FineTuneSteps, finetune_size
 from posegen_ray.records import Samples
 
 
@@ -137,6 +142,35 @@ def test_a_stage_that_diverges_says_so():
     kept.features[3] = float("inf")
     with pytest.raises(TrainingError, match=r"diverged at step .* stage 'image'.*Lower its learn"):
         run_stage(Toy(), kept, CONFIG.stages[1], CONFIG, 0)
+
+
+def _rows(kept: KeptFeatures) -> Tensor:  # [N, F + 36] in an order of its own
+    rows = torch.cat([kept.features.float().flatten(1), kept.labels.joints.flatten(1)], 1)
+    return rows[rows[:, -1].argsort()]
+
+
+def test_features_kept_on_disk_and_continued_are_those_of_all_images_together(tmp_path):
+    samples = make_samples(40)
+    keep_features(Toy(), samples[:24], CONFIG, 0, source=24).write(tmp_path / "kept")
+    before = KeptFeatures.read(tmp_path / "kept")
+    parts = keep_features(Toy(), samples[24:], CONFIG, 0, before=before)
+    whole = keep_features(Toy(), samples, CONFIG, 0, source=24)
+    assert torch.equal(parts.source, whole.source)
+    for kept in (parts, whole):
+        assert len(kept.features) == len(kept.labels) == 40
+    # the same images, though batches were cut elsewhere
+    assert torch.equal(_rows(parts), _rows(whole))
+    one, other = (finetune_kept(Toy(), kept, CONFIG, 0) for kept in (parts, parts))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_answers_from_kept_features_are_those_of_the_images():
+    estimator, images = Toy(), make_samples(20).images
+    features = image_features(estimator, images, CONFIG, 16)
+    cut = min((stage.cut for stage in CONFIG.stages), key=estimator.cuts.index)
+    assert torch.equal(predict_from(estimator, features, cut, 16), predict(estimator, images))
+    small = replace(CONFIG, max_feature_mb=1)
+    assert image_features(estimator, images.repeat(40, 1, 1, 1), small, 16) is None
 
 
 def test_interpolation_goes_part_of_the_way():

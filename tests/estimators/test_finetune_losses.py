@@ -14,7 +14,9 @@ from posegen_ray.errors import ConfigError
 from posegen_ray.estimators.augment import labels_of
 from posegen_ray.estimators.base import Estimate, PoseEstimator
 from posegen_ray.estimators.crop import CropSpec
-from posegen_ray.estimators.finetune import FineTuner, estimate_loss, finetune, interpolate
+from posegen_ray.estimators.finetune import finetune, interpolate
+from posegen_ray.estimators.online import FineTuner
+from posegen_ray.estimators.supervision import estimate_loss
 
 
 class Parametric(PoseEstimator):

@@ -20,7 +20,8 @@ from posegen_ray.config import FineTuneStageConfig, LossConfig
 from posegen_ray.estimators.augment import labels_of
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.crop import estimator_crop
-from posegen_ray.estimators.finetune import FineTuner, finetune
+from posegen_ray.estimators.finetune import finetune
+from posegen_ray.estimators.online import FineTuner
 from posegen_ray.records import Samples
 
 
