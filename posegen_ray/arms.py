@@ -29,7 +29,8 @@ _KINDS = {
     "real_poses": REAL,
     "hard_mined": MINED,
 }
-_NO_FEEDBACK = ("feedback.weight=0", "training.estimator_steps=0")
+# nobody is attacked: no estimator is prepared or updated for it
+_NO_FEEDBACK = ("feedback.weight=0", "training.estimator_steps=0", "training.attack=pretrained")
 
 
 @dataclass(frozen=True)

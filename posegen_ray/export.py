@@ -182,7 +182,7 @@ def export_run(run: Run, out: Path) -> Path:
     trained = run.trained(seed).generators
     first = len(trained) // 2  # the later half of training: hard in more than one way
     states, generators = trained[first:], range(first + 1, len(trained) + 1)
-    folders = run.subjects()
+    folders = run.drawing.subjects()
     body = config.body
     gender = body.gender if body.name == "smpl" else "neutral"
     about = About(body.name, gender, crop_spec(config.estimator).size, config.export.image)
@@ -195,7 +195,7 @@ def export_run(run: Run, out: Path) -> Path:
     if missing:
         is_smpl = body.name == "smpl"
         origin = smpl_origin(body.smpl_folder, body.gender) if is_smpl else torch.zeros(3)
-        drawer = run.drawer()
+        drawer = run.drawing.drawer()
         jobs = [
             WriteShard(
                 folder=str(out.absolute()),

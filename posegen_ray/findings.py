@@ -86,12 +86,12 @@ def settings(run: Run) -> dict[str, str]:
     ]
     joint_map = f"fitted on {config.experiment.joint_map_images} source images, for all arms"
     return {
-        "joint map": "none" if run.joint_map() is None else joint_map,
+        "joint map": "none" if run.drawing.joint_map() is None else joint_map,
         "images per arm": str(config.experiment.images_per_arm),
         "fine-tuning steps": stages,
         "adversarial steps": f"{training.rounds} rounds of {training.steps_per_round}",
         "images rendered for feedback": ", ".join(rendered) or "none",
-        "subjects": ", ".join(name for name, _ in run.subjects()),
+        "subjects": ", ".join(name for name, _ in run.drawing.subjects()),
         "body": config.body.name,
         "runtime": config.runtime.name,
     }

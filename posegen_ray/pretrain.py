@@ -6,6 +6,7 @@ else. It starts from ImageNet weights and learns from images of the training peo
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import COMPACT, RunConfig
 from posegen_ray.console import Console
 from posegen_ray.datasets.kept import KeptSamples
+from posegen_ray.drawing import Drawing, Seeds
 from posegen_ray.errors import ConfigError
 from posegen_ray.estimators.augment import labels_of
 from posegen_ray.estimators.base import predict
@@ -27,7 +29,6 @@ from posegen_ray.estimators.progress import FineTuneSteps, finetune_size
 from posegen_ray.evaluation.metrics import mpjpe, pa_mpjpe
 from posegen_ray.local import Backend
 from posegen_ray.records import Samples
-from posegen_ray.run import Run, Seeds
 from posegen_ray.studio import studio_of
 from posegen_ray.training import Advance
 
@@ -46,15 +47,15 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
     from posegen_ray.estimators.compact_hmr import FORMAT
 
     check_pretraining(config)
-    run = Run(config, folder, backend, console, pretrained=False)
+    drawing = Drawing(config, folder, backend, console)
     settings = config.pretrain
     trained = folder / "checkpoint" / "pretrained"
     if not trained.exists():
         kept = folder / "drawn" / "pretrain"
         if not kept.exists():
-            run.drawer()
+            drawing.drawer()
             with console.phase("draw", f"drawing {settings.images} source images"):
-                samples, _ = run.draw("source", settings.images, Seeds(config.seed, "pretrain"))
+                samples, _ = drawing.draw("source", settings.images, Seeds(config.seed, "pretrain"))
             KeptSamples.write(samples, kept)
         backend.release_renderer()
         job = Pretrain(config, KeptSamples(str(kept.absolute())), config.seed)
@@ -66,13 +67,13 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
     figures = {"training_mpjpe_mm": training_mm}
     with console.phase("evaluate", "testing on validation people"):
         for name in ("val_source", "validation"):
-            tests = run.shoot(name, settings.validation_images)
+            tests = drawing.shoot(name, settings.validation_images)
             figures |= _figures(name, weights, tests)
     about = {
         "kind": COMPACT,
         "images": settings.images,
         "clips": list(config.motion.source),
-        "subjects": [name for name, _ in run.subjects()],
+        "subjects": [name for name, _ in drawing.subjects()],
         "body": config.body.name,
         "seed": config.seed,
         "licence": "weights: as the images they were trained on; backbone Apache-2.0",
@@ -82,7 +83,7 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
     out = Path(config.out) if config.out else cache_folder() / COMPACT
     out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(out, {"format": FORMAT, "weights": weights, "about": about})
-    run.tidy()
+    shutil.rmtree(folder / "drawn", ignore_errors=True)
     return (
         f"{out}: MPJPE {figures['training_mpjpe_mm']:.0f} mm on training images, "
         f"{figures['val_source_mpjpe_mm']:.0f} mm on source poses of other people, "

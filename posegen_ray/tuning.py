@@ -236,7 +236,7 @@ def run_sweep(config: RunConfig, folder: Path, backend: SweepBackend, console: C
         KeyboardInterrupt: interrupted; resume= goes on.
     """
     run = Run(config, folder, backend, console)
-    folders, joint_map = run.subjects(), run.joint_map()
+    folders, joint_map = run.drawing.subjects(), run.drawing.joint_map()
     trial = Trial(config, folders, joint_map, str(folder.absolute()))
     root = run.root(config.experiment.seeds[0])
     search = Search("trials", config.n_trials, [default_point(config, root)], [root], config.tune)

@@ -96,10 +96,10 @@ def whole_loop(device: str):
     with tempfile.TemporaryDirectory() as name, LocalBackend(config, Console(True)) as backend:
         folder = Path(name)
         run = Run(config, folder, backend, Console(True))
-        drawer = run.drawer()
+        drawer = run.drawing.drawer()
         loop = AdversarialTraining(
             config, drawer.folders, drawer.renderer, LocalStream(config, drawer, 0),
-            run.joint_map(), 0, str(folder / "tensorboard"), lambda _: None,
+            run.drawing.joint_map(), 0, str(folder / "tensorboard"), lambda _: None,
         )  # fmt: skip
         result = loop.run(LocalContext(folder / "kept", device=device))
         resumed = loop.run(LocalContext(folder / "kept", resume=True, device=device))

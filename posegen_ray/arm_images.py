@@ -1,0 +1,160 @@
+"""What each arm is fine-tuned on: drawn once, and kept until it is.
+
+Sets by name: an arm's own images ("<arm>"); the source images that all arms of a seed share
+("source_half"); random images for a reference estimator ("reference_half"); the random part of an
+arm whose generator makes only a share of its images ("<arm>_random").
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from posegen_ray.arms import (
+    GENERATED,
+    MINED,
+    RANDOM,
+    SOURCE,
+    Arm,
+    arm_named,
+    fine_tuned_arms,
+    rendered_for_feedback,
+    trained_arms,
+)
+from posegen_ray.config import RunConfig
+from posegen_ray.datasets.kept import KeptSamples
+from posegen_ray.drawing import Drawing, Seeds
+from posegen_ray.generation import losses
+from posegen_ray.notes import SampleNotes
+from posegen_ray.records import Samples, concatenate_samples
+from posegen_ray.studio import Counts
+
+SOURCE_HALF = "source_half"
+REFERENCE_HALF = "reference_half"
+_RANDOM_PART = "_random"
+
+# a seed's trained generators of an arm, oldest first
+Generators = Callable[[int, str], Sequence[dict[str, Tensor]]]
+
+
+def random_part(arm: str) -> str:
+    """The set of an arm's images that are drawn at random."""
+    return arm + _RANDOM_PART
+
+
+class ArmImages:
+    """The training images of a run's arms and seeds, in `folder`.
+
+    Args:
+        generators: asked when an arm's own images are drawn.
+    """
+
+    def __init__(
+        self, drawing: Drawing, notes: SampleNotes, folder: Path, generators: Generators
+    ) -> None:
+        self.drawing = drawing
+        self.config = drawing.config
+        self.notes = notes
+        self.folder = folder
+        self._generators = generators
+
+    def kept(self, name: str, seed: int) -> KeptSamples:
+        """A set; drawn when it is not there."""
+        if not self.has(name, seed):
+            self._draw_set(name, seed)
+        return KeptSamples(str(self._path(name, seed).absolute()))
+
+    def has(self, name: str, seed: int) -> bool:
+        """Whether a set is drawn."""
+        return self._path(name, seed).exists()
+
+    def remove(self, name: str, seed: int) -> None:
+        """Gives a set's disk space back."""
+        shutil.rmtree(self._path(name, seed))
+
+    def _path(self, name: str, seed: int) -> Path:
+        return self.folder / f"{name}-{seed}"
+
+    def _draw_set(self, name: str, seed: int) -> None:
+        """The source half that a seed's arms share, the reference's half, an arm's own half, or
+        ("<arm>_random") the random part of it."""
+        total = self.config.experiment.images_per_arm
+        own = total - total // 2
+        # the random part of an arm is the first of what the arm "random" draws: one chance less
+        whose = RANDOM if name.endswith(_RANDOM_PART) else name.removesuffix("_half")
+        stream = Seeds(self.config.seed + seed, f"{whose} half")
+        if name in (SOURCE_HALF, REFERENCE_HALF):
+            kind = SOURCE if name == SOURCE_HALF else RANDOM
+            samples, counts = self.drawing.draw(kind, total // 2, stream)
+        elif name in [arm.name for arm in fine_tuned_arms(self.config)]:
+            samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
+        else:  # the random part of an arm's images
+            settings = self._settings_of(name.removesuffix(_RANDOM_PART))
+            random = own - round(own * settings.generator.share)
+            samples, counts = self._draw_good(RANDOM, random, stream, (), settings)
+        self.notes.samples(f"{name}-{seed}", samples)
+        self.notes.counts(f"{name}-{seed}", counts)
+        if name in [arm.name for arm in fine_tuned_arms(self.config)]:
+            self.notes.errors(f"{name}-{seed}", samples, *self.drawing.errors(samples))
+        KeptSamples.write(samples, self._path(name, seed))
+
+    def _draw_own(self, arm: Arm, count: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
+        """An arm's own images."""
+        extra = rendered_for_feedback(self.config)
+        if arm.kind == MINED:
+            return self._mine(count, count + extra, seed, stream)
+        states: Sequence[dict[str, Tensor]] = ()
+        if arm.kind == GENERATED:
+            # the later half of training: hard in more than one way, and no longer naive
+            generators = self._generators(seed, arm.name)
+            states = generators[len(generators) // 2 :]
+            count = round(count * arm.config.generator.share)
+        count += extra * arm.more
+        samples, counts = self._draw_good(arm.kind, count, stream, states, arm.config)
+        if arm.kind == GENERATED and arm.config.generator.share < 1:
+            random = self.kept(random_part(arm.name), seed).get()
+            samples = concatenate_samples([samples, random])
+        return samples, counts
+
+    def _draw_good(
+        self,
+        kind: str,
+        count: int,
+        stream: Seeds,
+        states: Sequence[dict[str, Tensor]],
+        config: RunConfig,
+    ) -> tuple[Samples, Counts]:
+        """As `draw`, less the ambiguous ones where they are not wanted."""
+        if not config.validity.unambiguous:
+            return self.drawing.draw(kind, count, stream, states, config)
+        parts: list[Samples] = []
+        counts: Counter[str] = Counter()
+        while (have := sum(map(len, parts))) < count:
+            samples, more = self.drawing.draw(kind, count - have, stream, states, config)
+            good = (~self.drawing.errors(samples)[1]).nonzero()[:, 0].tolist()
+            parts.append(samples[good])
+            counts.update(more)
+            counts["ambiguous"] += len(samples) - len(good)
+            counts["valid"] -= len(samples) - len(good)
+        return concatenate_samples(parts), dict(counts)
+
+    def _settings_of(self, arm: str) -> RunConfig:
+        """An arm's settings; PoseGen's own where no arm is compared (`posegen train`)."""
+        found = [one for one in trained_arms(self.config) if one.name == arm]
+        return found[0].config if found else self.config
+
+    def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
+        """Of a pool of random images those that PoseGen's feedback pays best."""
+        samples, counts = self.drawing.draw(RANDOM, pool, stream)
+        source, _ = self.drawing.errors(self.kept(SOURCE_HALF, seed).get())
+        errors, ambiguous = self.drawing.errors(samples)
+        payments = losses.feedback_payment(errors, float(source.median()), self.config.feedback)
+        if not self.config.feedback.pay_ambiguous:
+            payments = payments * ~ambiguous
+        # equal payments (all above the band's end, say) are taken in the order of drawing
+        best = payments.argsort(descending=True, stable=True)[:count].sort().values.tolist()
+        return samples[best], counts
