@@ -22,7 +22,7 @@ from posegen_ray.generation.discriminator import Discriminator, HistoryPool
 from posegen_ray.generation.generator import Generated, Generator
 from posegen_ray.generation.proposal import Proposal, ProposalSampler, scene_camera
 from posegen_ray.generation.validity import ValidityChecker, add_counts
-from posegen_ray.judging import Answer, frozen, judge, judge_in_parts, limit_gradient
+from posegen_ray.judging import Answer, Rules, frozen, judge, judge_in_parts, limit_gradient
 from posegen_ray.records import RenderFn
 from posegen_ray.scene import BackgroundFn, People, mid_hip, pose_people
 
@@ -90,6 +90,7 @@ class Adversary:
         self.max_skipped_steps = max_skipped_steps
         self.accumulate = accumulate
         self.precision = precision
+        self.joint_weights = losses.joint_weights(feedback.joint_weights)
         self.device = generator.device
         self.discriminator = Discriminator(discriminator).to(self.device)
         self.history = HistoryPool(discriminator.history)
@@ -126,14 +127,7 @@ class Adversary:
             pictures = background(_seeds(len(proposal), rng), estimator.crop.size)
             with frozen(estimator):
                 errors.append(
-                    judge(
-                        proposal,
-                        self.people,
-                        render_fn,
-                        estimator,
-                        pictures,
-                        precision=self.precision,
-                    ).error
+                    judge(proposal, self.people, render_fn, estimator, pictures, self._rules).error
                 )
         self.reference_mm = float(torch.cat(errors).median())
         return self.reference_mm
@@ -146,8 +140,11 @@ class Adversary:
         background: BackgroundFn,
         rng: torch.Generator,
         reduce_fn: ReduceFn | None = None,
+        progress: float = 1.0,
     ) -> StepMetrics:
         """One step of the generator, then one of the discriminator.
+
+        `progress` is the share of the training that is done (for feedback.curriculum).
 
         The estimator is not changed. Where its answers have no gradient, the generator tries what
         lies around its proposals and learns by score function. A step with a NaN or Inf loss or
@@ -155,7 +152,7 @@ class Adversary:
         them in a row.
         """
         metrics, generated = self._generator_step(
-            count, render_fn, estimator, background, rng, reduce_fn
+            count, render_fn, estimator, background, rng, reduce_fn, progress
         )
         metrics["discriminator"] = self._discriminator_step(generated, rng, reduce_fn)
         metrics["critic"] = self._critic_steps(rng, reduce_fn)
@@ -169,6 +166,7 @@ class Adversary:
         background: BackgroundFn,
         rng: torch.Generator,
         reduce_fn: ReduceFn | None,
+        progress: float,
     ) -> tuple[dict[str, float], Generated]:
         config = self.feedback
         by_score = self._by_score(estimator)
@@ -193,15 +191,15 @@ class Adversary:
                     render_fn,
                     estimator,
                     pictures[rows],
-                    config.through_image,
-                    config.through_ground_truth,
-                    self.precision,
+                    self._rules,
                 )
-            payments = losses.feedback_payment(answer.error, self.reference_mm, config)
+            payments = losses.feedback_payment(answer.error, self.reference_mm, config, progress)
             if config.reducible > 0:
-                payments = payments - config.reducible * self._paid_to_reference(answer)
+                paid = self._paid_to_reference(answer, progress)
+                payments = payments - config.reducible * paid
             if not config.pay_ambiguous:
                 payments = payments * (~answer.ambiguous)
+            payments = payments * (answer.present >= self.checker.config.present_joints)
             self._remember(proposal, rows, payments)
             if by_score:
                 # so that a payment of 1 moves a sample as much as a bounded gradient would
@@ -264,14 +262,22 @@ class Adversary:
         return metrics, generated
 
     @torch.no_grad()
-    def _paid_to_reference(self, answer: Answer) -> Tensor:  # [B]
+    def _paid_to_reference(self, answer: Answer, progress: float) -> Tensor:  # [B]
         """What the reference estimator's errors on the same pictures would be paid, at least 0."""
         assert self.reference is not None, "feedback.reducible needs a reference estimator"
         with frozen(self.reference), computing_in(self.precision, answer.images.device):
             estimate = self.reference(answer.images).full()
         joints = limb_joints(estimate, self.reference.joint_names)
-        errors = losses.joint_errors(joints, answer.truth)
-        return losses.feedback_payment(errors, self.reference_mm, self.feedback).clamp_min(0)
+        errors = losses.joint_errors(joints, answer.truth, self.joint_weights)
+        paid = losses.feedback_payment(errors, self.reference_mm, self.feedback, progress)
+        return paid.clamp_min(0)
+
+    @property
+    def _rules(self) -> Rules:
+        config = self.feedback
+        return Rules(
+            config.through_image, config.through_ground_truth, self.precision, self.joint_weights
+        )
 
     def _by_score(self, estimator: PoseEstimator) -> bool:
         wanted = self.feedback.estimator_gradient

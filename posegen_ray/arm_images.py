@@ -150,8 +150,9 @@ class ArmImages:
     def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
         """Of a pool of random images those that PoseGen's feedback pays best."""
         samples, counts = self.drawing.draw(RANDOM, pool, stream)
-        source, _ = self.drawing.errors(self.kept(SOURCE_HALF, seed).get())
-        errors, ambiguous = self.drawing.errors(samples)
+        weights = losses.joint_weights(self.config.feedback.joint_weights)
+        source, _ = self.drawing.errors(self.kept(SOURCE_HALF, seed).get(), weights)
+        errors, ambiguous = self.drawing.errors(samples, weights)
         payments = losses.feedback_payment(errors, float(source.median()), self.config.feedback)
         if not self.config.feedback.pay_ambiguous:
             payments = payments * ~ambiguous

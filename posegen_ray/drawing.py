@@ -163,12 +163,14 @@ class Drawing:
         ]
         return torch.cat(self.backend.run(jobs, "testing", "img"))
 
-    def errors(self, samples: Samples) -> tuple[Tensor, Tensor]:
+    def errors(
+        self, samples: Samples, joint_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The starting estimator's error on each sample [N] mm, and whether it is ambiguous [N]."""
         shared = self.backend.share(samples.images)
         answers = self.predict(shared, len(samples))
         return (
-            losses.joint_errors(answers, samples.joints),
+            losses.joint_errors(answers, samples.joints, joint_weights),
             losses.ambiguous(answers, samples.joints),
         )
 

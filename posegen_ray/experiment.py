@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from posegen_ray import findings
+from posegen_ray.arms import fine_tuned_arms
 from posegen_ray.compose import dump_config, read_config
 from posegen_ray.config import EvaluationConfig, RunConfig
 from posegen_ray.console import Console
@@ -53,6 +54,7 @@ from posegen_ray.evaluation.summary import (
     write_summary,
 )
 from posegen_ray.export import export_run
+from posegen_ray.generation.losses import joint_weights
 from posegen_ray.local import Backend
 from posegen_ray.run import Run
 
@@ -60,15 +62,18 @@ from posegen_ray.run import Run
 
 
 def check_run(config: RunConfig, compared: bool = True) -> None:
-    """Whether a run can begin with this estimator; opens none of its files.
+    """Whether a run can begin with this estimator and these settings; opens none of its files.
 
     Args:
         compared: it is a comparison, whose arms are fine-tuned; not training alone.
 
     Raises:
         ConfigError, CheckpointError, AssetError: as `check_estimator`.
+        ConfigError: a variant's settings are wrong, or feedback.joint_weights.
     """
     check_estimator(config.estimator, compared and set(config.experiment.arms) != {"baseline"})
+    for one in (config, *(arm.config for arm in fine_tuned_arms(config))):
+        joint_weights(one.feedback.joint_weights)
 
 
 def open_run_folder(

@@ -17,8 +17,18 @@ from posegen_ray.estimators.base import PoseEstimator, computing_in, limb_joints
 from posegen_ray.generation import losses
 from posegen_ray.generation.proposal import Proposal, View
 from posegen_ray.records import PoseBatch, RenderFn
-from posegen_ray.scene import People, assemble
+from posegen_ray.scene import People, assemble, present_joints
 from posegen_ray.subjects.background import composite
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the estimator's answers are judged."""
+
+    through_image: bool = True  # the gradient takes the path of the image
+    through_ground_truth: bool = True  # and that of the labels
+    precision: str = "fp32"  # of the estimator
+    joint_weights: Tensor | None = None  # [12] of a mean of 1
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Answer:
 
     error: Tensor  # [B] mm; differentiable in the proposals
     ambiguous: Tensor  # [B] bool
+    present: Tensor  # [B] long: how many of the 12 limb joints the rendered person covers
     images: Tensor  # [B, 3, S, S] in [0, 1], detached
     truth: Tensor  # [B, 12, 3] metres, mid-hip at 0, detached
 
@@ -37,9 +48,7 @@ def judge(
     render_fn: RenderFn,
     estimator: PoseEstimator,
     backgrounds: Tensor,  # [B, 3, S, S]
-    through_image: bool = True,
-    through_ground_truth: bool = True,
-    precision: str = "fp32",  # of the estimator
+    rules: Rules = Rules(),
 ) -> Answer:
     """Renders proposals and measures the estimator's error on them.
 
@@ -47,19 +56,20 @@ def judge(
     the estimator sees (estimator, renderer), and what it should have answered (ground truth).
     """
     scene = assemble(proposal, people, estimator.crop)
-    if through_image:
+    if rules.through_image:
         rgba = render_fn(scene.request).rgba
     else:
         with torch.no_grad():
             rgba = render_fn(scene.request).rgba
     images = composite(rgba, backgrounds.to(rgba))
-    truth = scene.joints if through_ground_truth else scene.joints.detach()
-    with computing_in(precision, images.device):
+    truth = scene.joints if rules.through_ground_truth else scene.joints.detach()
+    with computing_in(rules.precision, images.device):
         estimate = estimator(images).full()
     answer = limb_joints(estimate, estimator.joint_names)
     return Answer(
-        losses.joint_errors(answer, truth),
+        losses.joint_errors(answer, truth, rules.joint_weights),
         losses.ambiguous(answer.detach(), truth.detach()),
+        present_joints(rgba.detach(), scene.joints_2d.detach()),
         images.detach(),
         truth.detach(),
     )
@@ -72,25 +82,22 @@ def judge_in_parts(
     render_fn: RenderFn,
     estimator: PoseEstimator,
     backgrounds: Tensor,  # [B, 3, S, S]
-    through_image: bool = True,
-    through_ground_truth: bool = True,
-    precision: str = "fp32",
+    rules: Rules = Rules(),
 ) -> Answer:
     """`judge`, `size` proposals at a time: what a part needed is freed before the next begins.
 
     The answers and their gradients are those of `judge`, since no proposal's error depends on
     another. Differentiable once.
     """
-    settings = (through_image, through_ground_truth, precision)
     if size >= len(proposal):
-        return judge(proposal, people, render_fn, estimator, backgrounds, *settings)
+        return judge(proposal, people, render_fn, estimator, backgrounds, rules)
     wanted = torch.is_grad_enabled()
     tensors = _tensors(proposal)
     answers, slopes = [], []
     for rows in torch.arange(len(proposal)).split(size):
         leaves = [tensor[rows].detach().requires_grad_(wanted) for tensor in tensors]
         part = _proposal(leaves, proposal.subjects[rows])
-        answer = judge(part, people, render_fn, estimator, backgrounds[rows], *settings)
+        answer = judge(part, people, render_fn, estimator, backgrounds[rows], rules)
         if wanted:
             total = answer.error.sum()
             slopes.append(torch.autograd.grad(total, leaves, materialize_grads=True))
@@ -102,6 +109,7 @@ def judge_in_parts(
     return Answer(
         error,
         torch.cat([answer.ambiguous for answer in answers]),
+        torch.cat([answer.present for answer in answers]),
         torch.cat([answer.images for answer in answers]),
         torch.cat([answer.truth for answer in answers]),
     )

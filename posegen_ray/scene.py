@@ -164,6 +164,9 @@ def draw_samples(
 ) -> tuple[Samples, Validity | None]:
     """Renders and labels the valid proposals; the others are left out.
 
+    With a checker those are left out, too, whose person the renderer did not draw
+    (validity.present_joints).
+
     Returns the samples, in order, and the validity of all proposals (None without a checker).
     Raises what render_fn raises.
     """
@@ -175,9 +178,11 @@ def draw_samples(
     kept = proposal[rows]
     scene = assemble(kept, people, spec, _jitter_rows(jitter, rows))
     kept_seeds = [int(seeds[row]) for row in rows]
+    present = torch.zeros(0, dtype=torch.long)
     if rows:
         rgba = render_fn(scene.request).rgba
         pictures = composite(rgba, background(kept_seeds, spec.size).to(rgba))
+        present = present_joints(rgba, scene.joints_2d)
     else:
         pictures = torch.zeros(0, 3, spec.size, spec.size)
     view = torch.stack(
@@ -200,7 +205,22 @@ def draw_samples(
         clips=tuple(clips[row] for row in rows),
         seeds=torch.tensor(kept_seeds, dtype=torch.int64),
     )
+    if checker is not None:
+        drawn = (present >= checker.config.present_joints).nonzero()[:, 0].tolist()
+        if len(drawn) < len(samples):
+            samples = samples[drawn]
     return samples, validity
+
+
+def present_joints(
+    rgba: Tensor,  # [B, S, S, 4]
+    joints_2d: Tensor,  # [B, J, 2] pixels
+) -> Tensor:  # [B] long
+    """How many joints lie where the person was drawn: a good renderer leaves out none."""
+    size = rgba.shape[1]
+    columns, rows = (joints_2d.floor().long().clamp(0, size - 1)).unbind(-1)
+    batch = torch.arange(len(rgba), device=rgba.device)[:, None]
+    return (rgba[batch, rows, columns, 3] > 0.5).sum(1)
 
 
 def _jitter_rows(jitter: CropJitter | None, rows: list[int]) -> CropJitter | None:

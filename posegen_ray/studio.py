@@ -236,7 +236,7 @@ class Drawer:
     def _draw(self, sampler: ProposalSampler, seeds: Sequence[int]) -> tuple[Samples, Counts]:
         studio = self._studio
         proposal, names, validity = propose_valid(sampler, seeds, studio.people, studio.checker)
-        samples, _ = draw_samples(
+        samples, kept = draw_samples(
             proposal,
             names,
             self.renderer.render_fn(),
@@ -246,7 +246,10 @@ class Drawer:
             seeds,
             studio.checker,
         )
-        return samples, validity.counts()
+        assert kept is not None
+        counts = validity.counts()
+        absent = int(kept.valid.sum()) - len(samples)
+        return samples, {**counts, "valid": counts["valid"] - absent, "absent": absent}
 
 
 # --- test images --------------------------------------------------------------------------------

@@ -231,6 +231,7 @@ class _Run:
             self.background,
             rng,
             self.context.average_gradients if self.context.world_size > 1 else None,
+            (number + step / training.steps_per_round) / training.rounds,
         )
         if self.config.feedback.weight > 0:  # nothing is rendered without
             self.rendered += round(metrics.valid * training.batch_size)

@@ -23,7 +23,7 @@ from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.generation.generator import Generator
 from posegen_ray.generation.proposal import Proposal, RealPoseSampler, SourceSampler, View
 from posegen_ray.generation.validity import ValidityChecker
-from posegen_ray.judging import frozen, judge
+from posegen_ray.judging import Rules, frozen, judge
 from posegen_ray.records import PoseBatch, RenderRequest, RenderResult
 from posegen_ray.scene import People
 from posegen_ray.subjects.render import make_renderer
@@ -128,6 +128,25 @@ def test_step_changes_generator_discriminator_and_critic_but_not_the_estimator()
     assert made.counts["drawn"] == 12
 
 
+def test_people_who_are_not_drawn_are_not_paid_for() -> None:
+    def nobody(request: RenderRequest) -> RenderResult:
+        return RenderResult(torch.zeros_like(soft_dots(request).rgba))
+
+    made = calibrated()
+    metrics = made.step(6, nobody, Guesser(), grey, seeded(0))
+    assert metrics.valid > 0
+    assert metrics.error_mm > 0
+    assert metrics.payment == 0
+    assert step(made, 1)["payment"] != 0
+
+
+def test_weights_of_joints_change_what_is_paid() -> None:
+    wrists = FeedbackConfig(joint_weights={"left_wrist": 20.0, "right_wrist": 20.0})
+    plain, weighted = calibrated(), calibrated(feedback=wrists)
+    assert weighted.reference_mm != plain.reference_mm
+    assert step(weighted, 0)["error_mm"] != step(plain, 0)["error_mm"]
+
+
 def test_resumed_training_equals_uninterrupted_training() -> None:
     whole, first, second = calibrated(), calibrated(), adversary()
     for number in range(4):
@@ -207,7 +226,9 @@ def test_each_gradient_path_agrees_with_finite_differences(image: bool, truth: b
 
     def error(by: torch.Tensor, image: bool = True, truth: bool = True) -> torch.Tensor:
         moved = offset(proposal, by)
-        return judge(moved, people(), soft_dots, estimator, backgrounds, image, truth).error.sum()
+        return judge(
+            moved, people(), soft_dots, estimator, backgrounds, Rules(image, truth)
+        ).error.sum()
 
     by = torch.zeros(3, 76, requires_grad=True)
     (gradient,) = torch.autograd.grad(error(by, image, truth), by)
@@ -275,7 +296,8 @@ def test_real_renderer_passes_the_feedback_to_pose_and_camera(
     render = make_renderer(RendererConfig(), {"capsules": capsule_subject})
     proposal, _ = RealPoseSampler(bank(), CameraRangeConfig(), 1)(2, seeded(0))
     by = torch.zeros(2, 76, requires_grad=True)
-    answer = judge(offset(proposal, by), who, render, Guesser(), grey(range(2), SIZE), True, False)
+    rules = Rules(through_ground_truth=False)
+    answer = judge(offset(proposal, by), who, render, Guesser(), grey(range(2), SIZE), rules)
     (gradient,) = torch.autograd.grad(answer.error.sum(), by)
     assert torch.isfinite(gradient).all()
     assert gradient[:, 3:72].abs().max() > 0

@@ -11,7 +11,14 @@ from posegen_ray.generation.proposal import PoseBank, RandomSampler, SourceSampl
 from posegen_ray.generation.validity import ValidityChecker
 from posegen_ray.motion.clips import Clip
 from posegen_ray.records import PoseBatch, RenderRequest, RenderResult
-from posegen_ray.scene import People, assemble, draw_samples, propose_valid, seeded_backgrounds
+from posegen_ray.scene import (
+    People,
+    assemble,
+    draw_samples,
+    present_joints,
+    propose_valid,
+    seeded_backgrounds,
+)
 
 SPEC = CropSpec(size=64)
 
@@ -30,10 +37,20 @@ def people() -> People:
     return People(("small", "tall"), shapes, capsule_body())
 
 
-def checker() -> ValidityChecker:
+def checker(present: int = 0) -> ValidityChecker:
     return ValidityChecker(
-        ValidityConfig(), capsule_body(), people().shapes, bank().poses.rotations
+        ValidityConfig(present_joints=present),
+        capsule_body(),
+        people().shapes,
+        bank().poses.rotations,
     )
+
+
+def blank_row_one(request: RenderRequest) -> RenderResult:
+    """A person who fills the picture, but for the second one, who is not drawn."""
+    rgba = torch.ones(len(request), request.camera.height, request.camera.width, 4)
+    rgba[1:2] = 0
+    return RenderResult(rgba)
 
 
 def dots(request: RenderRequest) -> RenderResult:
@@ -122,3 +139,23 @@ def test_invalid_proposals_are_left_out_and_counted() -> None:
     assert samples.seeds.tolist() == [0, 2, 3, 5]
     assert len(samples.clips) == len(samples.subjects) == 4
     assert samples.view[:, 1].abs().max() < math.radians(21)
+
+
+def test_people_whom_the_renderer_did_not_draw_are_left_out() -> None:
+    proposal, clips = SourceSampler(bank(), 2)(5, torch.Generator().manual_seed(1))
+    backgrounds = seeded_backgrounds("train")
+    for joints, seeds in ((1, [0, 2, 3, 4]), (0, [0, 1, 2, 3, 4])):
+        samples, validity = draw_samples(
+            proposal, clips, blank_row_one, people(), SPEC, backgrounds, range(5), checker(joints)
+        )
+        assert validity is not None
+        assert bool(validity.valid.all())
+        assert samples.seeds.tolist() == seeds
+        assert len(samples.clips) == len(samples.subjects) == len(samples.joints) == len(seeds)
+
+
+def test_joints_are_present_where_the_person_covers_their_pixel() -> None:
+    rgba = torch.zeros(1, 8, 8, 4)
+    rgba[0, 2, 5, 3] = 0.9  # row 2, column 5
+    places = torch.tensor([[[5.5, 2.5], [5.99, 2.01], [2.5, 5.5], [-3.0, 2.5]]])
+    assert present_joints(rgba, places).tolist() == [2]

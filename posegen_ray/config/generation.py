@@ -147,6 +147,10 @@ class FeedbackConfig:
     band_low: float = 1.0
     band_high: float = 2.0
     softness: float = 0.25  # of the band's ends, in widths of the band
+    # over this share of the training the band's ends rise from half of their place: easy first
+    curriculum: float = 0.0
+    # weights of limb joints in the error that is paid, e.g. {left_wrist: 3}; others weigh 1
+    joint_weights: dict[str, float] = field(default_factory=dict)
     overshoot: float = 0.5  # fine above the band, per width of the band
     # share of what a reference estimator's error would be paid that is held back: what even an
     # estimator trained on broad data gets wrong is hard for other reasons (Mindermann et al. 2022)
@@ -180,6 +184,16 @@ class FeedbackConfig:
             0 < self.band_low < self.band_high,
             f"feedback band [{self.band_low}, {self.band_high}] is empty.",
             "Set 0 < feedback.band_low < feedback.band_high.",
+        )
+        require(
+            0 <= self.curriculum <= 1,
+            f"feedback.curriculum={self.curriculum} is not between 0 and 1.",
+            "It is a share of the training; 0 keeps the band where it is.",
+        )
+        require(
+            min(self.joint_weights.values(), default=0.0) >= 0,
+            f"feedback.joint_weights={dict(self.joint_weights)} are negative.",
+            "Use 0 for joints that do not count.",
         )
         require(
             self.band_of in ("source", "prior"),
@@ -226,6 +240,7 @@ class ValidityConfig:
     frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
     visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
     camera_clearance: float = 0.3  # between the camera and any bone's surface
+    present_joints: int = 8  # of the 12 limb joints drawn: the rendered person covers their pixel
     # of an arm's own images those are dropped whose label, mirrored or with left and right swapped,
     # fits the starting estimator's answer better: it learns noise from them
     unambiguous: bool = False
@@ -234,8 +249,9 @@ class ValidityConfig:
 
     def __post_init__(self) -> None:
         require(
-            0 <= self.visible_joints <= 12,
-            f"validity.visible_joints={self.visible_joints} is not between 0 and 12.",
+            0 <= self.visible_joints <= 12 and 0 <= self.present_joints <= 12,
+            f"validity.visible_joints={self.visible_joints}, present_joints={self.present_joints} "
+            "are not between 0 and 12.",
             "There are 12 limb joints.",
         )
         require(

@@ -7,6 +7,7 @@ over the batch and differentiable in their tensor arguments.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, mirrored
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
+from posegen_ray.errors import ConfigError
 from posegen_ray.generation.discriminator import Discriminator
 from posegen_ray.generation.generator import Generated
 from posegen_ray.generation.limits import JointLimits
@@ -25,10 +27,33 @@ _SWAPPED = list(mirrored(LIMB_JOINT_NAMES))
 def joint_errors(
     estimate: Tensor,  # [B, 12, 3] metres
     truth: Tensor,  # [B, 12, 3] metres
+    weights: Tensor | None = None,  # [12] of a mean of 1; None: all equal
 ) -> Tensor:  # [B] mm
     """Mean distance per sample. The gradient is 0, not NaN, where they agree exactly."""
-    squared = (estimate - truth).square().sum(-1)
-    return 1000 * (squared + 1e-10).sqrt().mean(-1)
+    distances = 1000 * ((estimate - truth).square().sum(-1) + 1e-10).sqrt()
+    if weights is not None:
+        distances = distances * weights.to(distances)
+    return distances.mean(-1)
+
+
+def joint_weights(by_name: Mapping[str, float]) -> Tensor | None:  # [12] of a mean of 1
+    """feedback.joint_weights as `joint_errors` wants them.
+
+    Raises:
+        ConfigError: a name is no limb joint, or none counts.
+    """
+    if not by_name:
+        return None
+    unknown = [name for name in by_name if name not in LIMB_JOINT_NAMES]
+    weights = torch.tensor([float(by_name.get(name, 1.0)) for name in LIMB_JOINT_NAMES])
+    if unknown or not weights.any():
+        raise ConfigError(
+            f"feedback.joint_weights: {unknown[0]!r} is no limb joint."
+            if unknown
+            else "feedback.joint_weights leaves no joint that counts.",
+            f"Weigh some of {', '.join(LIMB_JOINT_NAMES)}; those not named weigh 1.",
+        )
+    return weights / weights.mean()
 
 
 def ambiguous(
@@ -50,8 +75,11 @@ def feedback_payment(
     error: Tensor,  # [B] mm
     reference: float,  # mm: the estimator's median error on real poses
     config: FeedbackConfig,
+    progress: float = 1.0,  # of the training, 0 to 1: where feedback.curriculum has got to
 ) -> Tensor:  # [B] about 0 below the band, 1 at its top, falling slowly beyond
     """Pays for error inside the band [band_low, band_high] * reference, softly at its ends."""
+    eased = 1.0 if progress >= config.curriculum else 0.5 + 0.5 * progress / config.curriculum
+    reference = reference * eased
     low, high = config.band_low * reference, config.band_high * reference
     place = (error - low) / (high - low)
     soft = config.softness

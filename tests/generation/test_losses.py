@@ -4,6 +4,7 @@ import pytest
 import torch
 from generation_fakes import small_bank
 
+from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.config import FeedbackConfig, GeneratorConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.generation.generator import Generator
@@ -14,6 +15,7 @@ from posegen_ray.generation.losses import (
     diversity,
     feedback_payment,
     joint_errors,
+    joint_weights,
     scored,
 )
 
@@ -32,6 +34,43 @@ def test_errors_are_mean_distances_in_mm() -> None:
     joint_errors(perfect, truth).sum().backward()
     assert perfect.grad is not None
     assert torch.isfinite(perfect.grad).all()
+
+
+def test_joints_weigh_as_told_and_the_weights_have_a_mean_of_one() -> None:
+    truth = torch.zeros(1, 12, 3)
+    off = truth.clone()
+    off[0, LIMB_JOINT_NAMES.index("left_wrist"), 0] = 0.12
+    off[0, LIMB_JOINT_NAMES.index("right_hip"), 1] = 0.06
+    weights = joint_weights({"left_wrist": 4.0, "right_hip": 0.0})
+    assert weights is not None
+    assert float(weights.mean()) == pytest.approx(1.0)
+    mean = 14 / 12  # of 4, 0 and ten ones
+    assert float(joint_errors(off, truth, weights)) == pytest.approx(4 * 120 / mean / 12, abs=1e-2)
+    everywhere = truth + torch.tensor([0.03, 0.0, 0.04])
+    assert float(joint_errors(everywhere, truth, weights)) == pytest.approx(50.0, abs=1e-2)
+    assert joint_weights({}) is None
+
+
+@pytest.mark.parametrize("wrong", [{"nose": 2.0}, dict.fromkeys(LIMB_JOINT_NAMES, 0.0)])
+def test_weights_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"joint_weights.*left_wrist"):
+        joint_weights(wrong)
+
+
+def test_a_curriculum_moves_the_band_from_half_its_place_to_the_end() -> None:
+    easy_first = replace(BAND, curriculum=0.5)
+    halved = replace(BAND, band_low=0.5, band_high=1.0)
+    error = torch.tensor([40.0, 80.0, 120.0, 240.0])
+    for progress, as_if in ((0.0, halved), (0.5, BAND), (0.9, BAND)):
+        torch.testing.assert_close(
+            feedback_payment(error, 100.0, easy_first, progress),
+            feedback_payment(error, 100.0, as_if),
+        )
+    assert easy_first.band_high == 2.0
+    torch.testing.assert_close(
+        feedback_payment(error, 100.0, easy_first, 0.25),
+        feedback_payment(error, 75.0, BAND),
+    )
 
 
 def test_payment_rises_inside_the_band_and_only_there() -> None:
