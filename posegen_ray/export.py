@@ -40,12 +40,13 @@ from posegen_ray.datasets.formats.base import (
     write_json,
 )
 from posegen_ray.datasets.formats.labels import About, Labels, concatenate_labels
+from posegen_ray.drawing import Seeds
 from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.estimators.registry import crop_spec
 from posegen_ray.evaluation.drawing import contact_sheet, draw_skeleton, hip_positions, to_picture
 from posegen_ray.evaluation.summary import collect_versions
 from posegen_ray.records import Samples
-from posegen_ray.run import Run, Seeds
+from posegen_ray.run import Run
 from posegen_ray.scene import mid_hip
 from posegen_ray.seeding import numpy_stream
 from posegen_ray.studio import Drawer, studio_of
