@@ -19,7 +19,6 @@ from posegen_ray.arms import (
     MINED,
     RANDOM,
     SOURCE,
-    Arm,
     arm_named,
     fine_tuned_arms,
     rendered_for_feedback,
@@ -80,30 +79,41 @@ class ArmImages:
         return self.folder / f"{name}-{seed}"
 
     def _draw_set(self, name: str, seed: int) -> None:
-        """The source half that a seed's arms share, the reference's half, an arm's own half, or
-        ("<arm>_random") the random part of it."""
-        total = self.config.experiment.images_per_arm
-        own = total - total // 2
-        # the random part of an arm is the first of what the arm "random" draws: one chance less
-        whose = RANDOM if name.endswith(_RANDOM_PART) else name.removesuffix("_half")
-        stream = Seeds(self.config.seed + seed, f"{whose} half")
-        if name in (SOURCE_HALF, REFERENCE_HALF):
-            kind = SOURCE if name == SOURCE_HALF else RANDOM
-            samples, counts = self.drawing.draw(kind, total // 2, stream)
-        elif name in [arm.name for arm in fine_tuned_arms(self.config)]:
-            samples, counts = self._draw_own(arm_named(self.config, name), own, seed, stream)
-        else:  # the random part of an arm's images
-            settings = self._settings_of(name.removesuffix(_RANDOM_PART))
-            random = own - round(own * settings.generator.share)
-            samples, counts = self._draw_good(RANDOM, random, stream, (), settings)
+        own = name in [arm.name for arm in fine_tuned_arms(self.config)]
+        samples, counts = self._draw_own(name, seed) if own else self._draw_part(name, seed)
         self.notes.samples(f"{name}-{seed}", samples)
         self.notes.counts(f"{name}-{seed}", counts)
-        if name in [arm.name for arm in fine_tuned_arms(self.config)]:
+        if own:
             self.notes.errors(f"{name}-{seed}", samples, *self.drawing.errors(samples))
         KeptSamples.write(samples, self._path(name, seed))
 
-    def _draw_own(self, arm: Arm, count: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
+    def _stream(self, name: str, seed: int) -> Seeds:
+        return Seeds(self.config.seed + seed, f"{name} half")
+
+    @property
+    def _shared(self) -> int:
+        """How many source images all arms share."""
+        return self.config.experiment.images_per_arm // 2
+
+    @property
+    def _own(self) -> int:
+        """How many images are an arm's own."""
+        return self.config.experiment.images_per_arm - self._shared
+
+    def _draw_part(self, name: str, seed: int) -> tuple[Samples, Counts]:
+        """A set that is no arm's own half."""
+        if name == SOURCE_HALF:
+            return self.drawing.draw(SOURCE, self._shared, self._stream("source", seed))
+        if name == REFERENCE_HALF:
+            return self.drawing.draw(RANDOM, self._shared, self._stream("reference", seed))
+        settings = self._settings_of(name.removesuffix(_RANDOM_PART))
+        count = self._own - round(self._own * settings.generator.share)
+        # the first of what the arm "random" draws: the same images, so chance tells them less apart
+        return self._draw_good(RANDOM, count, self._stream("random", seed), (), settings)
+
+    def _draw_own(self, name: str, seed: int) -> tuple[Samples, Counts]:
         """An arm's own images."""
+        arm, stream, count = arm_named(self.config, name), self._stream(name, seed), self._own
         extra = rendered_for_feedback(self.config)
         if arm.kind == MINED:
             return self._mine(count, count + extra, seed, stream)
