@@ -200,11 +200,11 @@ def test_interrupted_pretraining_goes_on_and_ends_the_same(pretrained, tmp_path,
         patch.setattr("posegen_ray.pretrain.Pretrain.run", interrupted)
         assert main(tiny_pretraining(tmp_path)) == 130
     with monkeypatch.context() as patch:
-        patch.setattr("posegen_ray.pretrain.Run.draw", again)
+        patch.setattr("posegen_ray.pretrain.Drawing.draw", again)
         patch.setattr("posegen_ray.pretrain._figures", interrupted)
         assert main(resume) == 130
     assert not (tmp_path / "hmr").exists()
-    monkeypatch.setattr("posegen_ray.pretrain.Run.draw", again)
+    monkeypatch.setattr("posegen_ray.pretrain.Drawing.draw", again)
     monkeypatch.setattr("posegen_ray.pretrain.Pretrain.run", again)
     assert main(resume) == 0
     straight, resumed = (load_checkpoint(path) for path in (pretrained, tmp_path / "hmr"))
