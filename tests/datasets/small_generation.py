@@ -50,12 +50,14 @@ def generate(out: Path, format_name: str, images: int, seconds: float = 0.0) -> 
         config=config,
         console=console,
         backend=LocalBackend(config, console),
-        subjects=lambda: (("ann", str(subject)),),
         root=lambda seed: config.seed + seed,
         trained=lambda seed: SimpleNamespace(
             generators=[{"weight": torch.full((3,), float(n))} for n in range(4)]
         ),
-        drawer=lambda: SlowDrawer(config, (), seconds),
+        drawing=SimpleNamespace(
+            subjects=lambda: (("ann", str(subject)),),
+            drawer=lambda: SlowDrawer(config, (), seconds),
+        ),
     )
     studio = export.studio_of
     spec = export.crop_spec
