@@ -78,11 +78,11 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
     studio = Studio(config, (("fay", str(job.folder)),))
     render = LocalRenderer(config, studio.folders).render_fn()
     estimator = InDoublePrecision(build_estimator(config.estimator))
-    seeds = [1, 3]
+    seeds = [1, 3, 5, 7]
     proposals, _, _ = propose_valid(studio.random_sampler(), seeds, studio.people, studio.checker)
     backgrounds = seeded_backgrounds("train")(seeds, estimator.crop.size)
 
-    analytic, measured, bends = [], [], []
+    compared = 0
     for row in range(len(seeds)):
         proposal = proposals[[row]]
 
@@ -96,15 +96,20 @@ def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> Non
         nudges = STEP * torch.cat([ahead, behind, torch.zeros(1, PARAMETERS)])
         with torch.no_grad():
             there = torch.cat([error(part) for part in nudges.split(AT_ONCE)])
-        analytic.append(gradient[0].double())
+        ours = gradient[0].double()
         high, low, here = there[:PARAMETERS], there[PARAMETERS:-1], there[-1]
-        measured.append((high - low) / (2 * STEP))
-        bends.append((high + low - 2 * here).abs() / (2 * STEP))
-    for ours, slope, bend in zip(analytic, measured, bends, strict=True):
-        # at one of the network's kinks the two sides differ, and there is no slope to compare with
+        slope = (high - low) / (2 * STEP)
+        bend = (high + low - 2 * here).abs() / (2 * STEP)
+        # at one of the network's kinks the two sides differ, and there is no slope to compare with;
+        # a proposal that itself lies on one, which depends on the fit's last bits, is passed over
         smooth = bend < 0.1 * slope.abs().max()
-        assert int(smooth.sum()) >= COMPARED
+        if int(smooth.sum()) < COMPARED:
+            continue
         ours, slope = ours[smooth], slope[smooth]
         assert torch.nn.functional.cosine_similarity(ours, slope, dim=0) >= 0.95
         large = slope.abs() > slope.abs().median()
         assert (ours.sign() == slope.sign())[large].all()
+        compared += 1
+        if compared == 2:
+            break
+    assert compared == 2
