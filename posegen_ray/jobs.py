@@ -296,7 +296,7 @@ class FineTune:
 
     @property
     def _images(self) -> int:
-        return sum(self.config.experiment.images_per_arm // 2 for _ in self.others)
+        return len(self.others) * (self.config.experiment.images_per_arm // 2)
 
     def run(self, advance: Advance) -> tuple[dict[str, Tensor], Tensor | None]:
         """The fine-tuned weights, and the answers [N, 12, 3] on the test images."""

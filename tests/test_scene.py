@@ -1,10 +1,13 @@
 import math
+from types import SimpleNamespace
 
+import pytest
 import torch
 from bodies import capsule_body
 
 from posegen_ray.body.camera import project, rays, to_camera
 from posegen_ray.body.skeleton import JOINT, LIMB_JOINTS
+from posegen_ray.compose import compose_config
 from posegen_ray.config import CameraRangeConfig, ValidityConfig
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.generation.proposal import PoseBank, RandomSampler, SourceSampler
@@ -19,6 +22,7 @@ from posegen_ray.scene import (
     propose_valid,
     seeded_backgrounds,
 )
+from posegen_ray.studio import Drawer
 
 SPEC = CropSpec(size=64)
 
@@ -159,3 +163,13 @@ def test_joints_are_present_where_the_person_covers_their_pixel() -> None:
     rgba[0, 2, 5, 3] = 0.9  # row 2, column 5
     places = torch.tensor([[[5.5, 2.5], [5.99, 2.01], [2.5, 5.5], [-3.0, 2.5]]])
     assert present_joints(rgba, places).tolist() == [2]
+
+
+def test_people_who_were_not_drawn_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = SimpleNamespace(people=people(), checker=checker(1), crop=SPEC)
+    monkeypatch.setattr("posegen_ray.studio.studio_of", lambda *_: known)
+    renderer = SimpleNamespace(render_fn=lambda: blank_row_one)
+    drawer = Drawer(compose_config(), (), renderer)  # type: ignore[arg-type]
+    samples, counts = drawer._draw(SourceSampler(bank(), 2), [1, 2, 3, 4, 5])
+    assert len(samples) == counts["valid"] == 4
+    assert counts["absent"] == 1

@@ -68,8 +68,9 @@ class KeptFeatures:
 
 
 def first_cut(estimator: PoseEstimator, config: FineTuneConfig) -> str:
-    """Where the earliest stage of fine-tuning begins."""
-    return min((stage.cut for stage in config.stages), key=estimator.cuts.index)
+    """Where the earliest stage of fine-tuning begins; the first cut where there is none."""
+    cuts = estimator.cuts
+    return min((stage.cut for stage in config.stages), key=cuts.index, default=cuts[0])
 
 
 def keep_features(
@@ -151,9 +152,11 @@ def image_features(
     images: Tensor,  # [N, 3, S, S] uint8
     config: FineTuneConfig,
     batch: int,
-) -> Tensor | None:  # [N, ...] float32; None: they would be larger than max_feature_mb
+) -> Tensor | None:  # [N, ...] float32; None: nothing to gain, or larger than max_feature_mb
     """Of images that are only looked at: in full precision, so that answers are the same."""
     cut = first_cut(estimator, config)
+    if cut == estimator.cuts[0]:  # nothing lies before it: they would be the images
+        return None
     device = next(estimator.parameters()).device
     features: Tensor | None = None
     with torch.no_grad():

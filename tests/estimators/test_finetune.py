@@ -166,11 +166,23 @@ def test_features_kept_on_disk_and_continued_are_those_of_all_images_together(tm
 
 def test_answers_from_kept_features_are_those_of_the_images():
     estimator, images = Toy(), make_samples(20).images
-    features = image_features(estimator, images, CONFIG, 16)
-    cut = min((stage.cut for stage in CONFIG.stages), key=estimator.cuts.index)
-    assert torch.equal(predict_from(estimator, features, cut, 16), predict(estimator, images))
-    small = replace(CONFIG, max_feature_mb=1)
-    assert image_features(estimator, images.repeat(40, 1, 1, 1), small, 16) is None
+    late = replace(CONFIG, stages=[stage for stage in CONFIG.stages if stage.cut == "late"])
+    features = image_features(estimator, images, late, 16)
+    assert torch.equal(predict_from(estimator, features, "late", 16), predict(estimator, images))
+
+
+@pytest.mark.parametrize("stages", [CONFIG.stages, []])
+def test_features_of_looked_at_images_are_not_kept_where_nothing_comes_before(stages):
+    config = replace(CONFIG, stages=stages)
+    assert image_features(Toy(), make_samples(20).images, config, 16) is None
+
+
+def test_features_of_looked_at_images_are_not_kept_beyond_the_limit():
+    late = replace(CONFIG, stages=[FineTuneStageConfig("late", 1)], max_feature_mb=1)
+    images = make_samples(20).images
+    assert image_features(Toy(), images, late, 16) is not None
+    count = 250_000 // Toy().stem(images[:1].float(), "late").numel() + 1
+    assert image_features(Toy(), images[:1].expand(count, -1, -1, -1), late, 16) is None
 
 
 def test_interpolation_goes_part_of_the_way():
