@@ -21,7 +21,7 @@ from posegen_ray.config import RunConfig
 from posegen_ray.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-_VARIANTS = "experiment.variants"
+_NESTED_DICTS = ("experiment.variants", "feedback.joint_weights")  # their entries may be new
 _DICTS = {field.name for field in fields(RunConfig) if str(field.type).startswith("dict[")}
 
 
@@ -62,7 +62,12 @@ def compose_config(overrides: Sequence[str] = ()) -> RunConfig:
 def _may_be_new(override: str) -> str:
     """Entries of a dict (checkpoints.spin=…) need not be there already, as Hydra has it."""
     key = override.split("=")[0]
-    return f"++{override}" if key.split(".")[0] in _DICTS or _VARIANTS in key else override
+    return f"++{override}" if _in_dict(key) else override
+
+
+def _in_dict(key: str) -> bool:
+    nested = any(key == name or key.startswith(f"{name}.") for name in _NESTED_DICTS)
+    return key.split(".")[0] in _DICTS or nested
 
 
 def change_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -123,7 +128,7 @@ def _raise_clear(error: Exception, overrides: Sequence[str]) -> None:
     known = known_keys()
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
-        if key.split(".")[0] in _DICTS:
+        if _in_dict(key):
             continue
         if key not in known and not (conf_folder() / key).is_dir():
             near = difflib.get_close_matches(key, known, 3, 0.5)

@@ -2,9 +2,10 @@
 
 import pytest
 
-from posegen_ray.compose import compose_config, dump_config, known_keys, read_config
+from posegen_ray.compose import change_config, compose_config, dump_config, known_keys, read_config
 from posegen_ray.config import KEYPOINTS, PUBLIC_SETS, ExperimentConfig, RunConfig
 from posegen_ray.errors import ConfigError
+from posegen_ray.experiment import check_run
 
 
 def test_defaults_compose_and_survive_a_round_trip(tmp_path):
@@ -86,6 +87,20 @@ def test_entries_of_a_dict_may_be_new():
     assert config.trained_on_3dpw == {"spin": False, "hybrik_w48": True}
     with pytest.raises(ConfigError, match="trained_on_3dpw"):
         compose_config(["trained_on_3dpw.spin=perhaps"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["feedback.joint_weights={left_wrist: 3, right_hip: 0}", "feedback.joint_weights.left_wrist=3"],
+)
+def test_joints_are_weighed_from_the_command_line_and_in_a_variant(override):
+    config = compose_config([override])
+    assert config.feedback.joint_weights["left_wrist"] == 3
+    assert change_config(compose_config(), [override]) == config
+    check_run(config)
+    wrong = compose_config(["feedback.joint_weights={nose: 2}"])
+    with pytest.raises(ConfigError, match=r"joint_weights: 'nose'.*left_wrist"):
+        check_run(wrong)
 
 
 def test_an_estimator_overrules_the_budget_where_it_must():
