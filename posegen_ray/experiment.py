@@ -29,7 +29,7 @@ import torch
 from posegen_ray import findings
 from posegen_ray.arms import fine_tuned_arms
 from posegen_ray.compose import dump_config, read_config
-from posegen_ray.config import EvaluationConfig, RunConfig
+from posegen_ray.config import ConditionConfig, EvaluationConfig, RunConfig
 from posegen_ray.console import Console
 from posegen_ray.errors import (
     ConfigError,
@@ -129,8 +129,12 @@ def open_finished_run(config: RunConfig) -> tuple[Path, RunConfig]:
         raise ConfigError("No run is named.", "Add run=<run folder>, for example run=runs/demo.")
     folder = Path(config.run)
     loaded = read_config(folder / "config.yaml")
+    generator = loaded.generator
+    if config.generator.condition != ConditionConfig():  # what is asked of it may change
+        generator = replace(generator, condition=config.generator.condition)
     return folder, replace(
         loaded,
+        generator=generator,
         run=config.run,
         n=config.n,
         out=config.out,

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from posegen_ray.estimators.base import PoseEstimator, computing_in, limb_joints
 from posegen_ray.generation import losses
+from posegen_ray.generation.lighting import Lighting
 from posegen_ray.generation.proposal import Proposal, View
 from posegen_ray.records import PoseBatch, RenderFn
-from posegen_ray.scene import People, assemble, present_joints
-from posegen_ray.subjects.background import composite
+from posegen_ray.scene import People, assemble, picture, present_joints
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,14 @@ def judge(
 ) -> Answer:
     """Renders proposals and measures the estimator's error on them.
 
-    Differentiable in the proposal's poses and view by two paths, either of which can be cut: what
-    the estimator sees (estimator, renderer), and what it should have answered (ground truth).
+    Differentiable in the proposal's poses, view and lighting by two paths, either of which can be
+    cut: what the estimator sees (estimator, renderer), and what it should have answered (ground
+    truth).
     """
     scene = assemble(proposal, people, estimator.crop)
-    if rules.through_image:
+    with torch.set_grad_enabled(torch.is_grad_enabled() and rules.through_image):
         rgba = render_fn(scene.request).rgba
-    else:
-        with torch.no_grad():
-            rgba = render_fn(scene.request).rgba
-    images = composite(rgba, backgrounds.to(rgba))
+        images = picture(scene, rgba, backgrounds)
     truth = scene.joints if rules.through_ground_truth else scene.joints.detach()
     with computing_in(rules.precision, images.device):
         estimate = estimator(images).full()
@@ -131,13 +129,14 @@ class _Sloped(torch.autograd.Function):
 
 
 def _tensors(proposal: Proposal) -> list[Tensor]:
-    poses, view = proposal.poses, proposal.view
-    return [poses.rotations, poses.translation, *vars(view).values()]
+    parts = (proposal.poses, proposal.view, proposal.lighting)
+    return [tensor for part in parts for tensor in vars(part).values()]
 
 
 def _proposal(tensors: list[Tensor], subjects: Tensor) -> Proposal:
     """The inverse of `_tensors`."""
-    return Proposal(PoseBatch(*tensors[:2]), View(*tensors[2:]), subjects)
+    poses, view, lighting = tensors[:2], tensors[2:-2], tensors[-2:]
+    return Proposal(PoseBatch(*poses), View(*view), subjects, Lighting(*lighting))
 
 
 @contextmanager
@@ -173,7 +172,7 @@ class _LimitGradient(torch.autograd.Function):
 
 
 def limit_gradient(proposal: Proposal, largest: float) -> Proposal:
-    """The same proposal; what flows back to each sample's pose and view is bounded in norm.
+    """The same proposal; what flows back to each sample's pose, view and light is bounded in norm.
 
     An estimator's error is steep and rough on the scale of pixels: without a bound, a few samples
     outshout all others, and the slope over degrees and metres is lost.
@@ -186,8 +185,11 @@ def limit_gradient(proposal: Proposal, largest: float) -> Proposal:
     angles = limited(torch.stack([view.azimuth, view.elevation, view.roll, view.distance], 1))
     # focal lengths are hundreds of pixels: bound their gradient in units of the focal length
     focal = view.focal.detach() * limited((view.focal / view.focal.detach())[:, None])[:, 0]
+    lighting = proposal.lighting
+    lights = limited(torch.cat([lighting.light, lighting.background[:, None]], 1))
     return Proposal(
         PoseBatch(limited(poses.rotations), poses.translation),
         View(angles[:, 0], angles[:, 1], angles[:, 2], angles[:, 3], focal, view.framing),
         proposal.subjects,
+        Lighting(lights[:, :3], lights[:, 3]),
     )

@@ -34,23 +34,37 @@ class PoseBatch:
 
 @dataclass(frozen=True)
 class RenderRequest:
-    """What a renderer needs to draw a batch. Differentiable: bones and every camera tensor.
+    """What a renderer needs to draw a batch. Differentiable: bones, light and every camera tensor.
 
     Item i shows subject `subjects[i]` posed by `bones[i]`, seen by camera i. A batch may mix
     subjects; all items share the camera's image size.
+
+    `light` changes the light that a subject was filmed in: by how many radians it turns about the
+    world's up axis, by which factor light and shade differ more, and by which all is brighter.
     """
 
     subjects: tuple[str, ...]  # B names
     bones: Tensor  # [B, 24, 3, 4] rest -> posed, world coordinates
     camera: Camera
+    light: Tensor | None = None  # [B, 3] turn, contrast, exposure; None: as filmed, (0, 1, 1)
 
     def __len__(self) -> int:
         return len(self.subjects)
 
     def __getitem__(self, index: list[int]) -> RenderRequest:
         return RenderRequest(
-            tuple(self.subjects[i] for i in index), self.bones[index], self.camera[index]
+            tuple(self.subjects[i] for i in index),
+            self.bones[index],
+            self.camera[index],
+            None if self.light is None else self.light[index],
         )
+
+
+def lit(request: RenderRequest) -> Tensor:  # [B, 3]
+    """A request's light, also where it says nothing about it."""
+    if request.light is not None:
+        return request.light
+    return request.bones.new_tensor([0.0, 1.0, 1.0]).expand(len(request), 3)
 
 
 @dataclass(frozen=True)
@@ -61,7 +75,7 @@ class RenderResult:
 
 
 # The seam between everything and rendering: an in-process renderer or a pool of render servers.
-# The result's gradient flows back to the request's bones and camera.
+# The result's gradient flows back to the request's bones, light and camera.
 RenderFn = Callable[[RenderRequest], RenderResult]
 
 

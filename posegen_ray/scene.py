@@ -67,12 +67,14 @@ class People:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that is known before rendering. Differentiable in the proposal's poses and view."""
+    """All that is known before rendering. Differentiable in the proposal's poses, view and
+    lighting."""
 
     posed: PosedBody
     frame: Camera  # the full frame
     crop: Camera  # what the estimator sees
     request: RenderRequest  # with the crop camera
+    background: Tensor  # [B] factor of its brightness
     joints: Tensor  # [B, 12, 3] metres, crop-camera axes, mid-hip at 0
     joints_2d: Tensor  # [B, 12, 2] pixels of the crop
 
@@ -93,7 +95,7 @@ def pose_people(proposal: Proposal, people: People) -> PosedBody:
 def assemble(
     proposal: Proposal, people: People, spec: CropSpec, jitter: CropJitter | None = None
 ) -> Scene:
-    """Builds the scene of each proposal. Differentiable in its poses, view and jitter."""
+    """Builds the scene of each proposal. Differentiable in poses, view, lighting and jitter."""
     posed = pose_people(proposal, people)
     frame = scene_camera(proposal.view, mid_hip(posed.joints))
     crop = estimator_crop(frame, posed.joints, spec, jitter)
@@ -104,10 +106,21 @@ def assemble(
         posed=posed,
         frame=frame,
         crop=crop,
-        request=RenderRequest(names, posed.bones, crop),
+        request=RenderRequest(names, posed.bones, crop, proposal.lighting.light),
+        background=proposal.lighting.background,
         joints=to_camera(crop, limbs) - centre,
         joints_2d=project(crop, limbs),
     )
+
+
+def picture(
+    scene: Scene,
+    rgba: Tensor,  # [B, S, S, 4] what a renderer made of the scene's request
+    backgrounds: Tensor,  # [B, 3, S, S]
+) -> Tensor:  # [B, 3, S, S] in [0, 1]
+    """What the camera takes. Differentiable in everything, but where it is overexposed."""
+    behind = backgrounds.to(rgba) * scene.background[:, None, None, None]
+    return composite(rgba, behind.clamp(0, 1)).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -181,7 +194,7 @@ def draw_samples(
     present = torch.zeros(0, dtype=torch.long)
     if rows:
         rgba = render_fn(scene.request).rgba
-        pictures = composite(rgba, background(kept_seeds, spec.size).to(rgba))
+        pictures = picture(scene, rgba, background(kept_seeds, spec.size))
         present = present_joints(rgba, scene.joints_2d)
     else:
         pictures = torch.zeros(0, 3, spec.size, spec.size)
@@ -194,7 +207,7 @@ def draw_samples(
         1,
     )
     samples = Samples(
-        images=(pictures.clamp(0, 1) * 255).round().to(torch.uint8),
+        images=(pictures * 255).round().to(torch.uint8),
         joints=scene.joints,
         joints_2d=scene.joints_2d,
         rotations=kept.poses.rotations,

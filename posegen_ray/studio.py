@@ -157,18 +157,27 @@ class Studio:
 
     def source_sampler(self) -> SourceSampler:
         """Real training poses at eye level."""
-        return SourceSampler(self.source, len(self.folders))
+        return SourceSampler(self.source, len(self.folders), self.config.generator.light)
 
     def random_sampler(self) -> RandomSampler:
         """Broad random poses and cameras, in the generator's ranges."""
         settings, count = self.config.generator, len(self.folders)
         return RandomSampler(
-            self.source, settings.camera, count, settings.recombine, settings.tumble
+            self.source,
+            settings.camera,
+            count,
+            settings.recombine,
+            settings.tumble,
+            light=settings.light,
+            condition=settings.condition,
         )
 
     def real_sampler(self) -> RealPoseSampler:
         """Real training poses, cameras in the generator's ranges."""
-        return RealPoseSampler(self.source, self.config.generator.camera, len(self.folders))
+        settings, count = self.config.generator, len(self.folders)
+        return RealPoseSampler(
+            self.source, settings.camera, count, settings.light, settings.condition
+        )
 
 
 def studio_of(config: RunConfig, folders: Folders) -> Studio:

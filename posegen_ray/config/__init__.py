@@ -39,9 +39,11 @@ from posegen_ray.config.export import (
 )
 from posegen_ray.config.generation import (
     CameraRangeConfig,
+    ConditionConfig,
     DiscriminatorConfig,
     FeedbackConfig,
     GeneratorConfig,
+    LightRangeConfig,
     ValidityConfig,
 )
 from posegen_ray.config.motion import (
@@ -84,6 +86,8 @@ __all__ = [
     "BodyConfig",
     "CAPTURE_FORMATS",
     "CameraRangeConfig",
+    "ConditionConfig",
+    "LightRangeConfig",
     "ConvertConfig",
     "DatasetConfig",
     "DiscriminatorConfig",

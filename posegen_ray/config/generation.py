@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
@@ -48,8 +49,61 @@ class CameraRangeConfig:
 
 
 @dataclass
+class ConditionConfig:
+    """What is asked for of all that can be proposed, by PoseGen and by the random arms alike.
+
+    A generator sees the pose and the view that it starts from, so one that was trained on
+    everything can be asked for a part: `posegen generate generator.condition.clips=[walk*]`.
+    """
+
+    # source clips that base poses come from, * stands for anything; []: all
+    clips: list[str] = field(default_factory=list)
+    azimuth_low: float = -180.0  # degrees from where the body faces; 90: its left side
+    azimuth_high: float = 180.0
+    elevation_low: float = -90.0  # degrees, inside generator.camera's range
+    elevation_high: float = 90.0
+
+    def __post_init__(self) -> None:
+        require(
+            -180 <= self.azimuth_low < self.azimuth_high <= 180
+            and -90 <= self.elevation_low < self.elevation_high <= 90,
+            f"generator.condition asks for azimuths {self.azimuth_low} to {self.azimuth_high} and "
+            f"elevations {self.elevation_low} to {self.elevation_high}, which is no range.",
+            "Set low < high; azimuths from -180 to 180, elevations from -90 to 90 degrees.",
+        )
+
+
+@dataclass
+class LightRangeConfig:
+    """How training images may be lit, other than their subject was filmed. Fields of kind anerf
+    hold their light fast: only exposure and background may vary (conf/field/anerf.yaml)."""
+
+    turn: float = 180.0  # degrees: the light turns about the up axis by up to +- this much
+    contrast_low: float = 0.4  # of light and shade on the person; 1: as filmed, 0: none
+    contrast_high: float = 1.5
+    exposure_low: float = 0.75  # factor of the person's brightness
+    exposure_high: float = 1.2
+    background_low: float = 0.7  # factor of the background's brightness
+    background_high: float = 1.3
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.turn <= 180 and 0 <= self.contrast_low <= self.contrast_high,
+            f"generator.light turn={self.turn}, contrast {self.contrast_low} to "
+            f"{self.contrast_high} is out of range.",
+            "turn is in degrees, 0 to 180; contrast is not negative, with low <= high.",
+        )
+        require(
+            0 < self.exposure_low <= self.exposure_high
+            and 0 < self.background_low <= self.background_high,
+            "generator.light exposure and background must be positive with low <= high.",
+            "They are factors: 1 leaves the brightness as it is.",
+        )
+
+
+@dataclass
 class GeneratorConfig:
-    """Noise (and, in residual mode, a real pose) -> pose, camera and subject (conf/generator)."""
+    """Noise (and, in residual mode, a real pose) -> pose, camera, light and subject."""
 
     mode: str = "residual"  # residual: perturbs real poses; noise: makes them from nothing
     noise: int = 32
@@ -61,9 +115,11 @@ class GeneratorConfig:
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
     tumble: float = 0.0  # share of poses whose whole body turns about a level axis, by up to 180
-    learns: str = "both"  # both | pose | camera: the other one stays as its prior draws it
+    learns: str = "both"  # both | pose | camera (with light): the other stays as its prior draws it
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
-    camera_shift: float = 1.5  # how far the camera may move from its prior, in logits
+    light: LightRangeConfig = field(default_factory=LightRangeConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
+    camera_shift: float = 1.5  # how far camera and light may move from their prior, in logits
     candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
     temperature: float = 0.065  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
@@ -91,6 +147,13 @@ class GeneratorConfig:
             0 < self.share <= 1,
             f"generator.share={self.share} is not in (0, 1].",
             "1 takes all of PoseGen's own images from the generator, 0.5 every other one.",
+        )
+        require(
+            self.condition.elevation_low < self.camera.elevation_high
+            and self.condition.elevation_high > self.camera.elevation_low,
+            f"generator.condition asks for elevations {self.condition.elevation_low} to "
+            f"{self.condition.elevation_high}, but no camera of generator.camera stands there.",
+            f"It has {self.camera.elevation_low} to {self.camera.elevation_high} degrees.",
         )
         require(
             self.candidates >= 1 and self.temperature > 0,
@@ -237,6 +300,9 @@ class ValidityConfig:
 
     limit_margin_degrees: float = 10.0  # beyond what the real poses and anatomy allow
     penetration: float = 0.03  # bones may overlap this much more than in the real poses
+    # the centre of mass may lie this much further beside what touches the ground than in 95 % of
+    # the real poses; .inf: anywhere, as where bodies tumble
+    support: float = math.inf
     frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
     visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
     camera_clearance: float = 0.3  # between the camera and any bone's surface
@@ -255,7 +321,8 @@ class ValidityConfig:
             "There are 12 limb joints.",
         )
         require(
-            0 <= self.frame_margin < 0.5 and self.penetration >= 0 and self.camera_clearance >= 0,
-            "validity frame_margin, penetration and camera_clearance must not be negative.",
+            0 <= self.frame_margin < 0.5
+            and min(self.penetration, self.camera_clearance, self.support) >= 0,
+            "validity frame_margin, penetration, camera_clearance, support must not be negative.",
             "frame_margin is a fraction of the frame below 0.5; the others are metres.",
         )

@@ -100,6 +100,20 @@ class RunConfig:
             "training.attack=random, but generator.share=1 leaves PoseGen no random images.",
             "Set generator.share below 1, for example 0.5, or training.attack=source.",
         )
+        require(
+            math.isinf(self.validity.support) or self.generator.tumble == 0,
+            f"validity.support={self.validity.support} throws away the bodies that "
+            f"generator.tumble={self.generator.tumble} turns over: nothing carries them.",
+            "Set generator.tumble=0, or validity.support=.inf.",
+        )
+        light = self.generator.light
+        require(
+            self.field.kind != "anerf"
+            or (light.turn, light.contrast_low, light.contrast_high) == (0, 1, 1),
+            "field=anerf holds the light that people were filmed in: generator.light cannot turn "
+            "it or change its contrast.",
+            "Set generator.light.turn=0 and generator.light.contrast_low and _high to 1.",
+        )
         most = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
         counts = range(min(self.runtime.min_train_workers, most) or most, most + 1)
         uneven = [n for n in counts if self.training.estimator_batch_size % (2 * n)]

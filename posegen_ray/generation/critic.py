@@ -37,7 +37,7 @@ _ADULT: dict[str, tuple[float, float, float]] = {
 
 def feature_count(num_subjects: int) -> int:
     """How many numbers `features` gives for each proposal."""
-    return 3 * len(LIMB_JOINTS) + 3 + 1 + num_subjects
+    return 3 * len(LIMB_JOINTS) + 3 + 1 + 5 + num_subjects
 
 
 def _adult_joints() -> Tensor:  # [24, 3]
@@ -53,8 +53,8 @@ def features(
     num_subjects: int,
 ) -> Tensor:  # [B, feature_count(num_subjects)]
     """What an estimator is shown: limb joints about the mid-hip in camera axes, the picture turned
-    so that the trunk points up; which way gravity pulls; the distance; who it is. Differentiable in
-    pose and view.
+    so that the trunk points up; which way gravity pulls; the distance; the light as the camera sees
+    it; who it is. Differentiable in pose, view and lighting.
 
     From joint rotations a network would first have to learn kinematics and projection.
     """
@@ -76,7 +76,11 @@ def features(
     seen = torch.cat([turned, seen[..., 2:]], -1)
     distance = proposal.view.distance[:, None] / 4 - 1
     who = one_hot(proposal.subjects, num_subjects).to(seen)
-    return torch.cat([2 * seen[:, :-2].flatten(1), seen[:, -1], distance, who], 1)
+    turn, contrast, exposure = proposal.lighting.light.unbind(1)
+    turn = turn - proposal.view.azimuth
+    bright = [contrast - 1, 2 * exposure.log(), 2 * proposal.lighting.background.log()]
+    lit = torch.stack([turn.cos(), turn.sin(), *bright], 1)
+    return torch.cat([2 * seen[:, :-2].flatten(1), seen[:, -1], distance, lit, who], 1)
 
 
 class Critic(nn.Module):

@@ -1,4 +1,4 @@
-"""The generator: noise (and, in residual mode, a real pose) -> pose, camera and subject.
+"""The generator: noise (and, in residual mode, a real pose) -> pose, camera, light and subject.
 
 Knows nothing about rendering or estimators. B is the batch. Differentiable in its weights.
 """
@@ -16,12 +16,14 @@ from posegen_ray.body.rotation import from_6d, from_axis_angle, to_6d
 from posegen_ray.body.skeleton import NUM_JOINTS
 from posegen_ray.config import GeneratorConfig
 from posegen_ray.generation.critic import Critic, features
+from posegen_ray.generation.lighting import LIGHT_CHANNELS, lighting_from_unit
 from posegen_ray.generation.limits import JointLimits
 from posegen_ray.generation.proposal import (
     CAMERA_CHANNELS,
     GENERATED,
     PoseBank,
     Proposal,
+    asked_for,
     facing,
     recombine,
     tumble,
@@ -35,7 +37,7 @@ class Latent:
     """All the randomness of a batch of proposals: the same latents give the same proposals."""
 
     noise: Tensor  # [B, Z] standard normal
-    unit: Tensor  # [B, 7] uniform: the camera's prior
+    unit: Tensor  # [B, 11] uniform: the prior of camera and light
     turn: Tensor  # [B, 24, 3] standard normal, smaller at joint limits: the residual's prior
     base: PoseBatch  # [B] real poses (only their orientation and place matter in noise mode)
     subject: Tensor  # [B] uniform: which subject
@@ -68,23 +70,25 @@ class Generated:
 
     proposal: Proposal
     latent: Latent
-    unit: Tensor  # [B, 7] in (0, 1): the camera's place in its range
-    shift: Tensor  # [B, 7] in (-1, 1): how far it was moved from the prior, of what is allowed
+    unit: Tensor  # [B, 11] in (0, 1): place of camera (7) and light (4) in what is asked for
+    shift: Tensor  # [B, 11] in (-1, 1): how far it was moved from the prior, of what is allowed
     residual: Tensor  # [B, 24, 3] in (-1, 1): change of the base pose, in bounds; 0 in noise mode
     prior_residual: Tensor  # [B, 24, 3] the same before learning
     subject_log_probability: Tensor  # [B] for a score-function gradient to the choice
     log_probability: Tensor  # [B] of what was tried, up to a constant; 0 where nothing was
 
 
+VIEW_CHANNELS = CAMERA_CHANNELS + LIGHT_CHANNELS
 Screen = Callable[[Proposal], Tensor]
 _SCREENED_AT_ONCE = 4  # candidates for a place: most of the time one of them passes
 
 
 class Generator(nn.Module):
-    """Proposes poses, cameras and subjects.
+    """Proposes poses, cameras, light and subjects.
 
-    A camera is drawn from the prior (uniform in the configured range) and moved by a learned,
-    bounded shift in logits: an untrained generator shows the prior, and no camera leaves its range.
+    Camera and light are drawn from the prior (uniform in the configured range) and moved by a
+    learned, bounded shift in logits: an untrained generator shows the prior, and no camera leaves
+    its range.
 
     Residual mode treats poses alike: a real pose (some have limbs of another), whose joints turn
     by random angles, moved by a learned shift, never beyond `residual_degrees` or
@@ -112,6 +116,7 @@ class Generator(nn.Module):
         self.screen = screen
         self.config = config
         self.bank = bank
+        self.base = bank.only(config.condition.clips)
         self.num_subjects = num_subjects
         self.limits = JointLimits.anatomical().widened(bank.poses.rotations, 0.0)
         self.bound: Tensor  # [24, 3] radians
@@ -119,7 +124,7 @@ class Generator(nn.Module):
         bound = bound.clamp_max(math.radians(config.residual_degrees))
         bound[0] = bound[0].clamp_max(math.radians(config.residual_degrees) / 3)
         self.register_buffer("bound", bound)
-        inputs = config.noise + CAMERA_CHANNELS + 1
+        inputs = config.noise + VIEW_CHANNELS + 1
         if config.mode == "residual":
             inputs += NUM_JOINTS * (6 + 3)
         layers: list[nn.Module] = []
@@ -128,7 +133,7 @@ class Generator(nn.Module):
             inputs = config.hidden
         self.trunk = nn.Sequential(*layers)
         self.pose_head = nn.Linear(inputs, NUM_JOINTS * (3 if config.mode == "residual" else 6))
-        self.camera_head = nn.Linear(inputs, CAMERA_CHANNELS)
+        self.camera_head = nn.Linear(inputs, VIEW_CHANNELS)  # and light
         self.subject_logits = nn.Parameter(torch.zeros(num_subjects))
         self.critic = Critic(num_subjects)
         for head in (self.pose_head, self.camera_head):
@@ -204,14 +209,14 @@ class Generator(nn.Module):
 
     def draw_prior(self, count: int, rng: torch.Generator) -> Latent:
         """Latents without a choice."""
-        base = self.bank.poses[self.bank.draw(count, rng)]
+        base = self.base.poses[self.base.draw(count, rng)]
         rotations = recombine(base.rotations, self.bank, self.config.recombine, rng)
         turn = torch.randn(count, NUM_JOINTS, 3, generator=rng)
         rotations = tumble(rotations, self.config.tumble, rng)
         made = torch.tanh(self.config.residual_prior * turn) * self.bound.cpu()
         return Latent(
             torch.randn(count, self.config.noise, generator=rng),
-            torch.rand(count, CAMERA_CHANNELS, generator=rng),
+            torch.rand(count, VIEW_CHANNELS, generator=rng),
             turn * self.limits.share_within(rotations, made)[..., None],
             PoseBatch(rotations, base.translation),
             torch.rand(count, generator=rng),
@@ -219,7 +224,7 @@ class Generator(nn.Module):
 
     @property
     def num_actions(self) -> int:
-        """How many numbers decide on pose and camera: those that `forward` adds noise to."""
+        """How many numbers decide on pose, camera and light: those that `forward` adds noise to."""
         return self.pose_head.out_features + self.camera_head.out_features
 
     def forward(
@@ -231,14 +236,15 @@ class Generator(nn.Module):
         """Latents -> proposals. Differentiable in the weights.
 
         Args:
-            noise, spread: what is added to the numbers that decide on pose and camera, to try
-                what lies around them; `log_probability` says how likely the sums were.
+            noise, spread: what is added to the numbers that decide on pose, camera and light, to
+                try what lies around them; `log_probability` says how likely the sums were.
         """
         config = self.config
         base = latent.base
         unit = latent.unit.clamp(1e-3, 1 - 1e-3)
-        turn = 2 * math.pi * unit[:, :1]
-        inputs = [latent.noise, turn.cos(), turn.sin(), 2 * unit[:, 1:] - 1]
+        start = asked_for(unit, config.condition, config.camera)
+        turn = 2 * math.pi * start[:, :1]
+        inputs = [latent.noise, turn.cos(), turn.sin(), 2 * start[:, 1:] - 1]
         if config.mode == "residual":
             # the body's heading is taken out: the azimuth is relative to it
             upright = _without_heading(base.rotations)
@@ -267,15 +273,18 @@ class Generator(nn.Module):
             poses = PoseBatch(rotations, base.translation)
         shift = torch.tanh(camera)
         moved = torch.sigmoid(torch.logit(unit) + config.camera_shift * shift)
-        # the azimuth is a circle: a shift may carry it past its ends, up to half a turn
-        limit = min(0.5, config.camera_shift / 4)
-        azimuth = torch.remainder(latent.unit[:, :1] + limit * shift[:, :1], 1.0)
-        moved = torch.cat([azimuth, moved[:, 1:]], 1)
+        if config.condition.azimuth_high - config.condition.azimuth_low == 360:
+            # the azimuth is a circle: a shift may carry it past its ends, up to half a turn
+            limit = min(0.5, config.camera_shift / 4)
+            azimuth = torch.remainder(latent.unit[:, :1] + limit * shift[:, :1], 1.0)
+            moved = torch.cat([azimuth, moved[:, 1:]], 1)
+        placed = asked_for(moved, config.condition, config.camera)
         # no gradient through the heading: it is undefined for a body that lies on its back
         heading = facing(base.rotations if config.mode == "residual" else poses.rotations).detach()
-        view = view_from_unit(moved, config.camera, heading)
+        view = view_from_unit(placed[:, :CAMERA_CHANNELS], config.camera, heading)
+        lighting = lighting_from_unit(placed[:, CAMERA_CHANNELS:], config.light)
         subjects, subject_log_probability = self._subjects(latent.subject)
-        proposal = Proposal(poses, view, subjects)
+        proposal = Proposal(poses, view, subjects, lighting)
         return Generated(
             proposal,
             latent,

@@ -17,9 +17,8 @@ from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, mirrored
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.generation.discriminator import Discriminator
-from posegen_ray.generation.generator import Generated
+from posegen_ray.generation.generator import VIEW_CHANNELS, Generated
 from posegen_ray.generation.limits import JointLimits
-from posegen_ray.generation.proposal import CAMERA_CHANNELS
 
 _SWAPPED = list(mirrored(LIMB_JOINT_NAMES))
 
@@ -129,9 +128,9 @@ def diversity(
 
 
 def camera_spread(
-    unit: Tensor,  # [B, 7] in (0, 1); the first is an angle
-) -> Tensor:  # [7] in [0, 1]: 1 for the prior's spread, 0 for a constant
-    """How much of the prior's spread each camera channel keeps. Differentiable."""
+    unit: Tensor,  # [B, 11] in (0, 1); the first is an angle
+) -> Tensor:  # [11] in [0, 1]: 1 for the prior's spread, 0 for a constant
+    """How much of the prior's spread each channel of camera and light keeps. Differentiable."""
     angle = 2 * math.pi * unit[:, 0]
     length = (angle.cos().mean().square() + angle.sin().mean().square() + 1e-10).sqrt()
     deviation = (unit[:, 1:].var(0, unbiased=False) + 1e-10).sqrt() * math.sqrt(12)
@@ -139,7 +138,7 @@ def camera_spread(
 
 
 def camera_entropy_loss(
-    unit: Tensor,  # [B, 7]
+    unit: Tensor,  # [B, 11]
     floor: float,
 ) -> Tensor:  # []
     """Costs nothing while every channel keeps `floor` of the prior's spread."""
@@ -179,7 +178,7 @@ def _apart(
     rows: Tensor,  # [B, N]
 ) -> Tensor:  # [B] distance of each row from the next one
     difference = rows - rows.roll(1, 0)
-    if rows.shape[1] == CAMERA_CHANNELS:  # the first channel is an angle, in turns
+    if rows.shape[1] == VIEW_CHANNELS:  # the first channel is an angle, in turns
         turn = difference[:, :1] - torch.round(difference[:, :1].detach())
         difference = torch.cat([turn, difference[:, 1:]], 1)
     return (difference.square().sum(1) + 1e-10).sqrt()

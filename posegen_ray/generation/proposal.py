@@ -1,10 +1,11 @@
-"""Proposals: a pose, a view and a subject each; and the samplers that draw them without learning.
+"""Proposals: a pose, a view, a subject and its light each; and what draws them without learning.
 
 Knows nothing about rendering or estimators. B is the batch; angles in radians, lengths in metres.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,15 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera, orbit
 from posegen_ray.body.rotation import from_axis_angle, to_axis_angle
 from posegen_ray.body.skeleton import JOINT, NUM_JOINTS, PARENTS
-from posegen_ray.config import CameraRangeConfig
-from posegen_ray.errors import DataError
+from posegen_ray.config import CameraRangeConfig, ConditionConfig, LightRangeConfig
+from posegen_ray.errors import ConfigError, DataError
+from posegen_ray.generation.lighting import (
+    LIGHT_CHANNELS,
+    Lighting,
+    as_filmed,
+    concatenate_lighting,
+    lighting_from_unit,
+)
 from posegen_ray.generation.limits import JointLimits
 from posegen_ray.motion.clips import Clip
 from posegen_ray.records import PoseBatch
@@ -64,15 +72,23 @@ class Proposal:
     poses: PoseBatch
     view: View
     subjects: Tensor  # [B] long, rows of the table of people
+    lighting: Lighting
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def to(self, device: torch.device) -> Proposal:
-        return Proposal(self.poses.to(device), self.view.to(device), self.subjects.to(device))
+        return Proposal(
+            self.poses.to(device),
+            self.view.to(device),
+            self.subjects.to(device),
+            self.lighting.to(device),
+        )
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Proposal:
-        return Proposal(self.poses[index], self.view[index], self.subjects[index])
+        return Proposal(
+            self.poses[index], self.view[index], self.subjects[index], self.lighting[index]
+        )
 
 
 def concatenate_proposals(parts: Sequence[Proposal]) -> Proposal:
@@ -92,6 +108,7 @@ def concatenate_proposals(parts: Sequence[Proposal]) -> Proposal:
             torch.cat([view.framing for view in views]),
         ),
         torch.cat([part.subjects for part in parts]),
+        concatenate_lighting([part.lighting for part in parts]),
     )
 
 
@@ -152,6 +169,26 @@ def view_from_unit(
     return View(azimuth, elevation, roll, distance, focal, framing)
 
 
+def asked_for(
+    unit: Tensor,  # [B, N] in (0, 1): azimuth and elevation first
+    condition: ConditionConfig,
+    ranges: CameraRangeConfig,
+) -> Tensor:  # [B, N]
+    """Azimuth and elevation squeezed into the condition's share of their ranges. Differentiable."""
+    low, high = (math.sin(math.radians(e)) for e in (ranges.elevation_low, ranges.elevation_high))
+    width = max(high - low, 1e-6)
+    heights = [
+        min(max((math.sin(math.radians(e)) - low) / width, 0.0), 1.0)
+        for e in (condition.elevation_low, condition.elevation_high)
+    ]
+    turns = [0.5 + angle / 360 for angle in (condition.azimuth_low, condition.azimuth_high)]
+    squeezed = [
+        first + (last - first) * unit[:, [channel]]
+        for channel, (first, last) in enumerate((turns, heights))
+    ]
+    return torch.cat([*squeezed, unit[:, 2:]], 1)
+
+
 @dataclass(frozen=True)
 class PoseBank:
     """All frames of some clips, to draw real poses from."""
@@ -180,6 +217,29 @@ class PoseBank:
             torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(lengths)),
             torch.cat([clip.start + torch.arange(len(clip.poses)) for clip in clips]),
             tuple(clip.name for clip in clips),
+        )
+
+    def only(self, patterns: Sequence[str]) -> PoseBank:
+        """The frames of the clips whose names match one of the patterns; all, if there is none.
+
+        Raises:
+            ConfigError: a pattern matches no clip.
+        """
+        if not patterns:
+            return self
+        for pattern in patterns:
+            if not fnmatch.filter(self.names, pattern):
+                raise ConfigError(
+                    f"generator.condition.clips: no source clip is called {pattern!r}.",
+                    f"They are {', '.join(self.names)}; * stands for anything.",
+                )
+        kept = [any(fnmatch.fnmatch(name, one) for one in patterns) for name in self.names]
+        rows = torch.tensor(kept)[self.clip].nonzero()[:, 0]
+        return PoseBank(
+            self.poses[rows],
+            (torch.tensor(kept).cumsum(0) - 1)[self.clip[rows]],
+            self.frame[rows],
+            tuple(name for name, wanted in zip(self.names, kept, strict=True) if wanted),
         )
 
     def frame_names(self, rows: Tensor) -> tuple[str, ...]:
@@ -217,20 +277,39 @@ class ProposalSampler(Protocol):
 
 
 class RealPoseSampler:
-    """Real frames, seen from cameras of a range, on equally likely subjects."""
+    """Real frames, seen from cameras and in light of a range, on equally likely subjects.
 
-    def __init__(self, bank: PoseBank, camera: CameraRangeConfig, num_subjects: int) -> None:
+    Without a range of light people are lit as they were filmed, without a condition everything
+    is asked for.
+    """
+
+    def __init__(
+        self,
+        bank: PoseBank,
+        camera: CameraRangeConfig,
+        num_subjects: int,
+        light: LightRangeConfig | None = None,
+        condition: ConditionConfig | None = None,
+    ) -> None:
         self.bank = bank
         self.camera = camera
+        self.condition = condition or ConditionConfig()
+        self.base = bank.only(self.condition.clips)
         self.num_subjects = num_subjects
+        self.light = light
 
     def __call__(self, count: int, rng: torch.Generator) -> tuple[Proposal, tuple[str, ...]]:
-        rows = self.bank.draw(count, rng)
-        poses = self.change(self.bank.poses[rows], rng)
+        rows = self.base.draw(count, rng)
+        poses = self.change(self.base.poses[rows], rng)
         unit = torch.rand(count, CAMERA_CHANNELS, generator=rng)
+        unit = asked_for(unit, self.condition, self.camera)
         view = view_from_unit(unit, self.camera, facing(poses.rotations))
         subjects = torch.randint(self.num_subjects, (count,), generator=rng)
-        return Proposal(poses, view, subjects), self.bank.frame_names(rows)
+        lighting = as_filmed(count)
+        if self.light is not None:
+            unit = torch.rand(count, LIGHT_CHANNELS, generator=rng)
+            lighting = lighting_from_unit(unit, self.light)
+        return Proposal(poses, view, subjects, lighting), self.base.frame_names(rows)
 
     def change(self, poses: PoseBatch, rng: torch.Generator) -> PoseBatch:
         """What is done to the real poses; here nothing."""
@@ -240,8 +319,10 @@ class RealPoseSampler:
 class SourceSampler(RealPoseSampler):
     """Real frames from eye level: how the source looks."""
 
-    def __init__(self, bank: PoseBank, num_subjects: int) -> None:
-        super().__init__(bank, CameraRangeConfig.eye_level(), num_subjects)
+    def __init__(
+        self, bank: PoseBank, num_subjects: int, light: LightRangeConfig | None = None
+    ) -> None:
+        super().__init__(bank, CameraRangeConfig.eye_level(), num_subjects, light)
 
 
 class RandomSampler(RealPoseSampler):
@@ -262,8 +343,10 @@ class RandomSampler(RealPoseSampler):
         recombine: float = 0.75,
         share_tumbling: float = 0.0,
         noise_degrees: float = 22.0,
+        light: LightRangeConfig | None = None,
+        condition: ConditionConfig | None = None,
     ) -> None:
-        super().__init__(bank, camera, num_subjects)
+        super().__init__(bank, camera, num_subjects, light, condition)
         self.recombine = recombine
         self.share_tumbling = share_tumbling
         self.scale = bank.spread().clamp_max(math.radians(noise_degrees))  # [24, 3]

@@ -19,6 +19,7 @@ from posegen_ray.body.skeleton import JOINT, LIMB_JOINTS, PARENTS
 from posegen_ray.config import ValidityConfig
 from posegen_ray.generation.limits import JointLimits
 from posegen_ray.generation.proposal import Proposal
+from posegen_ray.generation.support import overhang
 
 # Capsules run between joints; the head's and the hands' reach beyond their last joint.
 _SEGMENTS: tuple[tuple[str, str], ...] = (
@@ -38,6 +39,11 @@ _SEGMENTS: tuple[tuple[str, str], ...] = (
     ("left_ankle", "left_foot"),
     ("right_ankle", "right_foot"),
 )
+# shares of the body's mass (de Leva 1996, table 4, mean of both sexes): the trunk in two halves,
+# the head, then upper arms, forearms, hands, thighs, shanks and feet, each left and right
+_LIMB_MASS = (0.026, 0.015, 0.006, 0.145, 0.046, 0.013)
+_MASS = torch.tensor([0.215, 0.215, 0.068, *(share for share in _LIMB_MASS for _ in range(2))])
+_AS_REAL = 0.95  # quantile of real poses' overhang: some jump
 _START = [JOINT[start] for start, _ in _SEGMENTS]
 _END = [JOINT[end] for _, end in _SEGMENTS]
 _SHRINK = 0.8  # capsules are this much slimmer when they hide something: limbs are not cylinders
@@ -51,6 +57,7 @@ class Validity:
     self_penetration: Tensor  # [B]
     in_frame: Tensor  # [B]
     visible: Tensor  # [B]
+    supported: Tensor  # [B] what touches the ground carries the body (always, if not wanted)
     camera: Tensor  # [B] outside the body, and above the ground where there is one
 
     @property
@@ -91,7 +98,8 @@ class ValidityChecker:
         body: gives the capsules' radii (from skinning weights) for every shape.
         shapes: [N, S] of the people.
         real: rotations [M, 24, 3, 3] of real poses: they widen the joint limits, and bones may
-            overlap as much as they do there (retargeted poses graze).
+            overlap as much as they do there (retargeted poses graze), and the centre of mass may
+            overhang as much.
     """
 
     def __init__(
@@ -104,11 +112,14 @@ class ValidityChecker:
         self.pairs = _separate_pairs()
         mean = self.radii.mean(0, keepdim=True)
         rest = body.rest_joints(shapes.mean(0, keepdim=True))
-        overlaps = []
+        overlaps, overhangs = [], []
         for chunk in torch.cat([torch.eye(3).expand(1, 24, 3, 3), real]).split(256):
             joints, bones = forward_kinematics(chunk, rest.expand(len(chunk), -1, -1))
-            overlaps.append(self._overlap(*capsules(joints, bones), mean))
+            axes = capsules(joints, bones)
+            overlaps.append(self._overlap(*axes, mean))
+            overhangs.append(overhang(*axes, mean, _MASS))
         self.allowed = torch.cat(overlaps).amax(0).clamp_min(0)  # [P] metres
+        self.allowed_overhang = float(torch.cat(overhangs).quantile(_AS_REAL))  # metres
 
     @torch.no_grad()
     def check(
@@ -127,11 +138,16 @@ class ValidityChecker:
         if config.above_ground:
             ground = posed.joints[..., 1].amin(1).clamp_max(0.1)
             clear = clear & (centre[:, 1] > ground + config.camera_height)
+        supported = torch.ones(len(start), dtype=torch.bool, device=start.device)
+        if math.isfinite(config.support):
+            hanging = overhang(start, end, radii, _MASS.to(start))
+            supported = hanging <= self.allowed_overhang + config.support
         return Validity(
             joint_limits=(self.limits.excess(proposal.poses.rotations) <= 1e-4).all(2).all(1),
             self_penetration=(overlap <= config.penetration).all(1),
             in_frame=_in_frame(frame, torch.cat([posed.joints, end], 1), config.frame_margin),
             visible=_visible(centre, posed.joints, start, end, radii) >= config.visible_joints,
+            supported=supported,
             camera=clear,
         )
 

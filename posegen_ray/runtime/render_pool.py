@@ -61,7 +61,7 @@ class RenderPool:
         return tuple(self._home)
 
     def render_fn(self) -> RenderFn:
-        """The pool as a differentiable function (gradients to bones and every camera tensor)."""
+        """The pool as a differentiable function: gradients to bones, light and camera tensors."""
         return self.render
 
     def render(self, request: RenderRequest) -> RenderResult:
@@ -281,7 +281,7 @@ class RemoteRender(torch.autograd.Function):
 
     Forward sends the request; backward sends it again with the picture's gradient. A server may
     remember the picture in between, but nothing depends on it. Gradients: bones, camera rotation,
-    translation, focal length, principal point. Not twice differentiable.
+    translation, focal length, principal point, light. Not twice differentiable.
     """
 
     @staticmethod
@@ -290,7 +290,7 @@ class RemoteRender(torch.autograd.Function):
         pool: RenderPool,
         subjects: tuple[str, ...],
         size: tuple[int, int],
-        *tensors: Tensor,  # bones, rotation, translation, focal, principal
+        *tensors: Tensor,  # bones, rotation, translation, focal, principal, light
     ) -> Tensor:  # [B, H, W, 4]
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
         ctx.like = [(t.device, t.dtype) for t in tensors]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from posegen_ray.body.camera import Camera
-from posegen_ray.records import RenderFn, RenderRequest
+from posegen_ray.records import RenderFn, RenderRequest, lit
 
 FloatArray = NDArray[np.float32]
 # a step's calls to one server, of some train workers; about 5 MB a picture, so 320 MB at the most
@@ -38,6 +38,7 @@ class RequestArrays:
     translation: FloatArray  # [B, 3]
     focal: FloatArray  # [B]
     principal: FloatArray  # [B, 2]
+    light: FloatArray  # [B, 3]
     height: int
     width: int
 
@@ -55,8 +56,9 @@ class RequestArrays:
         return self.height, self.width
 
     def parts(self) -> list[FloatArray]:
-        """The differentiable parts: bones, rotation, translation, focal, principal."""
-        return [self.bones, self.rotation, self.translation, self.focal, self.principal]
+        """The differentiable parts: bones, rotation, translation, focal, principal, light."""
+        camera = [self.rotation, self.translation, self.focal, self.principal]
+        return [self.bones, *camera, self.light]
 
     def finite(self) -> bool:
         """Whether no number is NaN or infinite."""
@@ -92,22 +94,25 @@ def from_parts(
     subjects: tuple[str, ...], parts: Sequence[FloatArray], size: tuple[int, int]
 ) -> RequestArrays:
     """The inverse of `RequestArrays.parts`."""
-    bones, rotation, translation, focal, principal = parts
-    return RequestArrays(subjects, bones, rotation, translation, focal, principal, *size)
+    bones, rotation, translation, focal, principal, light = parts
+    camera = (rotation, translation, focal, principal)
+    return RequestArrays(subjects, bones, *camera, light, *size)
 
 
 def request_tensors(request: RenderRequest) -> list[Tensor]:
     """The differentiable parts of a request, in the order of `RequestArrays.parts`."""
     camera = request.camera
-    return [request.bones, camera.rotation, camera.translation, camera.focal, camera.principal]
+    seen = [camera.rotation, camera.translation, camera.focal, camera.principal]
+    return [request.bones, *seen, lit(request)]
 
 
 def request_from_tensors(
     subjects: tuple[str, ...], tensors: Sequence[Tensor], size: tuple[int, int]
 ) -> RenderRequest:
     """The inverse of `request_tensors`."""
-    bones, rotation, translation, focal, principal = tensors
-    return RenderRequest(subjects, bones, Camera(rotation, translation, focal, principal, *size))
+    bones, rotation, translation, focal, principal, light = tensors
+    camera = Camera(rotation, translation, focal, principal, *size)
+    return RenderRequest(subjects, bones, camera, light)
 
 
 class TensorRenderer:

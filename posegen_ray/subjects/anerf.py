@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.config import AnerfConfig
+from posegen_ray.errors import RenderError
 
 JOINTS = 24
 DENSITY_SCALE = 30.0  # densities are 1 / metre; the network's outputs stay small
@@ -131,9 +132,23 @@ class AnerfModel:
         self,
         bones: Tensor,  # [B, 24, 3, 4]
         camera: Camera,
+        light: Tensor | None = None,  # [B, 3] see `RenderRequest.light`; only exposure may change
     ) -> Tensor:  # [B, H, W, 4] premultiplied
-        """Pictures on transparent ground. Differentiable in bones and every camera tensor: the
-        samples' places move with both, the choice of rays and depths is held."""
+        """Pictures on transparent ground. Differentiable in bones, exposure and every camera
+        tensor: the samples' places move with both, the choice of rays and depths is held.
+
+        Raises:
+            RenderError: the light is turned or its contrast changed; it is part of the colours.
+        """
+        exposure = torch.ones(len(camera), device=self.device)
+        if light is not None:
+            if bool((light[:, 0] != 0).any() or (light[:, 1] != 1).any()):
+                raise RenderError(
+                    "A subject of field=anerf holds the light that it was filmed in; it cannot be "
+                    "turned.",
+                    "Set generator.light.turn=0 and generator.light.contrast_low and _high to 1.",
+                )
+            exposure = light[:, 2]
         images = []
         for item in range(len(camera)):
             view = camera[[item]]
@@ -145,7 +160,8 @@ class AnerfModel:
             image = torch.zeros(camera.height * camera.width, 4, device=self.device)
             if pieces:
                 image = image.index_copy(0, bundle.pixel, torch.cat(pieces))
-            images.append(image.view(camera.height, camera.width, 4))
+            bright = torch.cat([exposure[item].expand(3), exposure.new_ones(1)])
+            images.append((image * bright).view(camera.height, camera.width, 4))
         return torch.stack(images)
 
     def _draw_piece(self, bones: Tensor, view: Camera, bundle: RayBundle, rows: Tensor) -> Tensor:

@@ -36,6 +36,29 @@ def brightness(
     return lit
 
 
+def changed_light(
+    light: Tensor,  # [2, 4, 4] that the subject was filmed in
+    change: Tensor,  # [B, 3] turn (radians), contrast, exposure: see `RenderRequest.light`
+) -> Tensor:  # [B, 2, 4, 4]
+    """The light turned about the world's up axis, its differences between directions and then all
+    of it made so many times as strong. Differentiable in both."""
+    turn, contrast, exposure = change.unbind(-1)
+    zero, one = torch.zeros_like(turn), torch.ones_like(turn)
+    cosine, sine = turn.cos(), turn.sin()
+    rows = [
+        [cosine, zero, sine, zero],
+        [zero, one, zero, zero],
+        [-sine, zero, cosine, zero],
+        [zero, zero, zero, one],
+    ]
+    turned = torch.stack([torch.stack(row, -1) for row in rows], -2)[:, None]
+    # the mean of h^T L h over all directions; the quadratic part's is a third of its trace
+    mean = light[:, 3, 3] + light.diagonal(dim1=1, dim2=2)[:, :3].sum(-1) / 3
+    even = mean[:, None, None] * even_light()[:1].to(light)
+    light = turned @ light @ turned.transpose(-1, -2)
+    return exposure[:, None, None, None] * (even + contrast[:, None, None, None] * (light - even))
+
+
 def _quadratic(
     matrix: Tensor,  # [4, 4] or [B, 4, 4]
     directions: Tensor,  # [B, V, 3]

@@ -16,7 +16,7 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera
 from posegen_ray.config import RendererConfig
 from posegen_ray.errors import RenderError
-from posegen_ray.records import RenderRequest, RenderResult
+from posegen_ray.records import RenderRequest, RenderResult, lit
 from posegen_ray.subjects.anerf import AnerfModel
 from posegen_ray.subjects.render_fused import FusedModel
 from posegen_ray.subjects.render_reference import ReferenceModel
@@ -31,13 +31,14 @@ class RenderGradients(NamedTuple):
     translation: np.ndarray  # [B, 3]
     focal: np.ndarray  # [B]
     principal: np.ndarray  # [B, 2]
+    light: np.ndarray  # [B, 3]
 
 
 class Renderer(Protocol):
     """Draws posed subjects. Stateless: equal requests give equal pictures, in any order."""
 
     def __call__(self, request: RenderRequest) -> RenderResult:
-        """Pictures; gradients flow back to the request's bones and camera."""
+        """Pictures; gradients flow back to the request's bones, light and camera."""
 
     def render_arrays(self, request: RenderRequest) -> np.ndarray:  # [B, H, W, 4] float32
         """The pictures alone."""
@@ -55,7 +56,7 @@ class Model(Protocol):
 
     device: torch.device
 
-    def draw(self, bones: Tensor, camera: Camera) -> Tensor: ...
+    def draw(self, bones: Tensor, camera: Camera, light: Tensor | None = None) -> Tensor: ...
 
 
 def make_renderer(
@@ -98,16 +99,17 @@ class SubjectRenderer:
         """
         _check(request, self._models)
         home = request.bones.device
-        bones, camera = _moved(request, self._device)
+        bones, camera, light = _moved(request, self._device)
         if len(set(request.subjects)) == 1:
-            rgba = self._models[request.subjects[0]].draw(bones, camera)
+            rgba = self._models[request.subjects[0]].draw(bones, camera, light)
             return RenderResult(rgba.to(home))
         order: list[int] = []
         pieces = []
         for name in dict.fromkeys(request.subjects):
             items = [i for i, subject in enumerate(request.subjects) if subject == name]
             rows = torch.tensor(items, device=self._device)
-            pieces.append(self._models[name].draw(bones[rows], camera[rows]))
+            own = None if light is None else light[rows]
+            pieces.append(self._models[name].draw(bones[rows], camera[rows], own))
             order += items
         place = torch.tensor(order, device=self._device).argsort()
         return RenderResult(torch.cat(pieces)[place].to(home))
@@ -119,13 +121,14 @@ class SubjectRenderer:
     def vjp_arrays(self, request: RenderRequest, grad_rgba: np.ndarray) -> RenderGradients:
         camera = request.camera
         names = ("rotation", "translation", "focal", "principal")
-        leaves = [request.bones, *(getattr(camera, name) for name in names)]
+        leaves = [request.bones, *(getattr(camera, name) for name in names), lit(request)]
         leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
         with torch.enable_grad():
             again = replace(
                 request,
                 bones=leaves[0],
-                camera=replace(camera, **dict(zip(names, leaves[1:], strict=True))),
+                camera=replace(camera, **dict(zip(names, leaves[1:-1], strict=True))),
+                light=leaves[-1],
             )
             rgba = self(again).rgba
         if grad_rgba.shape != tuple(rgba.shape):
@@ -138,11 +141,11 @@ class SubjectRenderer:
         return RenderGradients(*(p.cpu().numpy() for p in pulled))
 
 
-def _moved(request: RenderRequest, device: torch.device) -> tuple[Tensor, Camera]:
-    camera = request.camera
-    if request.bones.device == device:
-        return request.bones, camera
-    return request.bones.to(device), camera.to(device)
+def _moved(request: RenderRequest, device: torch.device) -> tuple[Tensor, Camera, Tensor | None]:
+    bones, camera, light = request.bones, request.camera, request.light
+    if bones.device == device:
+        return bones, camera, light
+    return bones.to(device), camera.to(device), None if light is None else light.to(device)
 
 
 def _check(request: RenderRequest, models: Mapping[str, Model]) -> None:
@@ -161,6 +164,7 @@ def _check(request: RenderRequest, models: Mapping[str, Model]) -> None:
         "camera.translation": (camera.translation, (batch, 3)),
         "camera.focal": (camera.focal, (batch,)),
         "camera.principal": (camera.principal, (batch, 2)),
+        "light": (lit(request), (batch, 3)),
     }
     for name, (value, shape) in expected.items():
         if tuple(value.shape) != shape:

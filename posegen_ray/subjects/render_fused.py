@@ -24,7 +24,7 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import grid_kernels, kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
-from posegen_ray.subjects.light import brightness, towards_camera
+from posegen_ray.subjects.light import brightness, changed_light, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
@@ -108,20 +108,22 @@ class FusedModel:
         self,
         bones: Tensor,  # [B, 24, 3, 4]
         camera: Camera,
+        light: Tensor | None = None,  # [B, 3] see `RenderRequest.light`
     ) -> Tensor:  # [B, H, W, 4] premultiplied
-        """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
-        pieces = [
-            self._draw_piece(
-                bones[start : start + _IMAGES_AT_ONCE], camera[start : start + _IMAGES_AT_ONCE]
-            )
-            for start in range(0, len(camera), _IMAGES_AT_ONCE)
-        ]
+        """Pictures on transparent ground. Differentiable in bones, light and every camera
+        tensor."""
+        pieces = []
+        for start in range(0, len(camera), _IMAGES_AT_ONCE):
+            rows = slice(start, start + _IMAGES_AT_ONCE)
+            own = None if light is None else light[rows]
+            pieces.append(self._draw_piece(bones[rows], camera[rows], own))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
-    def _draw_piece(self, bones: Tensor, camera: Camera) -> Tensor:
+    def _draw_piece(self, bones: Tensor, camera: Camera, light: Tensor | None) -> Tensor:
         points = pose_vertices(self.lattice, to_camera_bones(camera, bones))
         towards = towards_camera(points, camera) if self.shines else None
-        lit = brightness(self.light, pose_normals(self.lattice, bones), towards)
+        falls = self.light if light is None else changed_light(self.light, light)
+        lit = brightness(falls, pose_normals(self.lattice, bones), towards)
         view = self.find_rays(points.detach(), camera.detach())
         slopes = ray_slopes(camera, view)
         colours: Tensor = _March.apply(self, view, points, slopes, lit)  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from posegen_ray.body.camera import Camera, rays
 from posegen_ray.config import RendererConfig
 from posegen_ray.subjects.deform import FACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, Field, density
-from posegen_ray.subjects.light import brightness
+from posegen_ray.subjects.light import brightness, changed_light
 
 _NEAR = 0.05  # metres
 _FLAT = 1e-9  # cubic metres (six times the volume): a tetrahedron inside out
@@ -49,12 +49,15 @@ class ReferenceModel:
         self,
         bones: Tensor,  # [B, 24, 3, 4]
         camera: Camera,
+        light: Tensor | None = None,  # [B, 3] see `RenderRequest.light`
     ) -> Tensor:  # [B, H, W, 4] premultiplied
-        """Pictures on transparent ground. Differentiable in bones and every camera tensor."""
+        """Pictures on transparent ground. Differentiable in bones, light and every camera
+        tensor."""
         points = pose_vertices(self.lattice, bones)
         origins, directions = rays(camera)
         towards = normalize(origins[:, None] - points, dim=-1)
-        lit = brightness(self.light, pose_normals(self.lattice, bones), towards)
+        falls = self.light if light is None else changed_light(self.light, light)
+        lit = brightness(falls, pose_normals(self.lattice, bones), towards)
         images = []
         for item in range(len(camera)):
             posed = points[item][self._tets]  # [T, 4, 3]

@@ -2,8 +2,9 @@ import torch
 from generation_fakes import small_bank
 
 from posegen_ray.body.rotation import about_axis
-from posegen_ray.config import CameraRangeConfig
+from posegen_ray.config import CameraRangeConfig, LightRangeConfig
 from posegen_ray.generation.critic import Critic, CriticMemory, features
+from posegen_ray.generation.lighting import Lighting
 from posegen_ray.generation.proposal import Proposal, RandomSampler, View
 from posegen_ray.records import PoseBatch
 
@@ -16,12 +17,14 @@ def proposals(count: int, seed: int = 0) -> Proposal:
     return RandomSampler(small_bank(), CameraRangeConfig(), 1)(count, seeded(seed))[0]
 
 
-def test_person_and_camera_turned_together_look_the_same() -> None:
-    proposal = proposals(8)
+def test_person_camera_and_light_turned_together_look_the_same() -> None:
+    ranges = CameraRangeConfig(), LightRangeConfig()
+    sampler = RandomSampler(small_bank(), ranges[0], 1, light=ranges[1])
+    proposal = sampler(8, seeded(0))[0]
     turn = torch.full((8,), 2.1)
     rotations = proposal.poses.rotations.clone()
     rotations[:, 0] = about_axis(1, turn) @ rotations[:, 0]
-    view = proposal.view
+    view, lighting = proposal.view, proposal.lighting
     turned = Proposal(
         PoseBatch(rotations, proposal.poses.translation),
         View(
@@ -33,6 +36,7 @@ def test_person_and_camera_turned_together_look_the_same() -> None:
             view.framing,
         ),
         proposal.subjects,
+        Lighting(lighting.light + turn[:, None] * torch.eye(3)[0], lighting.background),
     )
     torch.testing.assert_close(features(turned, 1), features(proposal, 1), atol=1e-4, rtol=0)
 

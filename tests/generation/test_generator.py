@@ -1,15 +1,19 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from generation_fakes import small_bank
 
 from posegen_ray.body.rotation import geodesic_angle
-from posegen_ray.config import GeneratorConfig
+from posegen_ray.config import ConditionConfig, GeneratorConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.generation.generator import Generator, GeneratorSampler
 from posegen_ray.generation.proposal import (
     CAMERA_CHANNELS,
     Proposal,
     RealPoseSampler,
+    asked_for,
     facing,
     wrap,
 )
@@ -118,6 +122,43 @@ def test_subjects_are_equally_likely_until_learned() -> None:
     share = torch.bincount(generator.sample(3000, seeded(0)).subjects, minlength=3) / 3000
     expected = torch.softmax(torch.tensor([5.0, 0.0, 0.0]), 0)
     assert (share - expected).abs().max() < 0.02
+
+
+def test_a_trained_generator_can_be_asked_for_a_part() -> None:
+    """The same weights: what it does with a pose and a view does not depend on what else is asked
+    for."""
+    whole = make(candidates=1, camera_shift=0.0)
+    asked = ConditionConfig(clips=["stroll"], azimuth_low=-180, azimuth_high=-90, elevation_high=0)
+    part = make(candidates=1, condition=asked, camera_shift=0.0)
+    for generator in (whole, part):
+        with torch.no_grad():
+            for weight in generator.parameters():
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=seeded(weight.numel())))
+    latent = part.draw(100, seeded(0))
+    made = part(latent).proposal
+    seen = wrap(made.view.azimuth - facing(latent.base.rotations))
+    assert (seen < -math.pi / 2 + 1e-2).all()
+    assert (made.view.elevation < 1e-3).all()
+    placed = asked_for(latent.unit.clamp(1e-3, 1 - 1e-3), asked, part.config.camera)
+    again = whole(replace(latent, unit=placed)).proposal
+    torch.testing.assert_close(again.poses.rotations, made.poses.rotations, atol=1e-3, rtol=0)
+    torch.testing.assert_close(again.view.elevation, made.view.elevation, atol=1e-3, rtol=0)
+
+
+def test_light_is_proposed_and_moved_like_the_camera() -> None:
+    generator = make(candidates=1, camera_shift=3.0)
+    before = generator.sample(2000, seeded(0)).lighting
+    turn, contrast, exposure = before.light.detach().unbind(1)
+    assert turn.abs().max() <= math.pi
+    assert float(turn.std()) == pytest.approx(2 * math.pi / 12**0.5, rel=0.05)
+    assert float(contrast.min()) == pytest.approx(0.4, abs=0.02)
+    assert float(contrast.max()) == pytest.approx(1.5, abs=0.02)
+    assert float(exposure.log().mean()) == pytest.approx(math.log(0.75 * 1.2) / 2, abs=0.02)
+    with torch.no_grad():
+        generator.camera_head.bias[CAMERA_CHANNELS + 3] = -4.0  # dark backgrounds
+    after = generator.sample(2000, seeded(0)).lighting
+    assert after.background.median() < 0.75 < before.background.median()
+    assert after.background.min() >= 0.7 - 1e-4
 
 
 def test_sampler_names_its_poses_generated_and_keeps_no_graph() -> None:

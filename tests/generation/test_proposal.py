@@ -6,7 +6,7 @@ from generation_fakes import small_bank
 
 from posegen_ray.body.camera import project, to_camera
 from posegen_ray.body.rotation import about_axis
-from posegen_ray.config import CameraRangeConfig
+from posegen_ray.config import CameraRangeConfig, ConditionConfig
 from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.generation.limits import JointLimits
 from posegen_ray.generation.proposal import (
@@ -97,6 +97,24 @@ def test_source_samples_are_real_frames_at_eye_level() -> None:
         row = (bank.clip == bank.names.index(clip)) & (bank.frame == int(frame))
         assert torch.equal(bank.poses.rotations[row][0], rotation)
     assert proposal.view.elevation.abs().max() <= math.radians(20.01)
+
+
+def test_a_condition_asks_for_some_clips_and_views() -> None:
+    bank = small_bank()
+    name = bank.names[1]
+    asked = ConditionConfig(
+        clips=[f"{name[:3]}*"], azimuth_low=60, azimuth_high=120, elevation_low=50
+    )
+    sampler = RandomSampler(bank, CameraRangeConfig(), 1, condition=asked)
+    proposal, names = sampler(200, seeded(0))
+    assert {one.split(":")[0] for one in names} == {name}
+    seen = torch.rad2deg(wrap(proposal.view.azimuth - facing(proposal.poses.rotations)))
+    assert seen.min() == pytest.approx(60, abs=5)
+    assert seen.max() == pytest.approx(120, abs=5)
+    high = torch.rad2deg(proposal.view.elevation)
+    assert ((high > 49.9) & (high < 80.1)).all()
+    with pytest.raises(ConfigError, match="no source clip is called 'fly'"):
+        bank.only(["fly"])
 
 
 def test_clips_are_equally_likely_however_long() -> None:

@@ -1,13 +1,18 @@
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from generation_fakes import capsule_checker, capsule_people, small_bank
+from scipy.spatial import ConvexHull
 
 from posegen_ray.body.rotation import about_axis
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import CameraRangeConfig, ValidityConfig
+from posegen_ray.generation.lighting import as_filmed
 from posegen_ray.generation.proposal import Proposal, SourceSampler, View, scene_camera
+from posegen_ray.generation.support import overhang
 from posegen_ray.generation.validity import (
     Validity,
     add_counts,
@@ -28,7 +33,7 @@ def front(rotations: torch.Tensor, azimuth: float = 0.0, distance: float = 4.0) 
     focal = full(0.5 * 512 * distance / 1.8)
     view = View(full(azimuth), full(0.1), full(0), full(distance), focal, torch.zeros(count, 2))
     subjects = torch.zeros(count, dtype=torch.long)
-    return Proposal(PoseBatch(rotations, torch.zeros(count, 3)), view, subjects)
+    return Proposal(PoseBatch(rotations, torch.zeros(count, 3)), view, subjects, as_filmed(count))
 
 
 def check(proposal: Proposal, config: ValidityConfig | None = None) -> Validity:
@@ -91,7 +96,7 @@ def test_bodies_outside_the_frame_and_cameras_at_bad_places_are_rejected() -> No
         view.focal,
         torch.tensor([[0.45, 0.0]]),
     )
-    assert not check(Proposal(good.poses, moved, good.subjects)).in_frame.any()
+    assert not check(replace(good, view=moved)).in_frame.any()
     assert not check(front(rotations, distance=0.3)).camera.any()
     low = View(
         view.azimuth,
@@ -102,9 +107,40 @@ def test_bodies_outside_the_frame_and_cameras_at_bad_places_are_rejected() -> No
         view.framing,
     )
     on_the_ground = ValidityConfig(above_ground=True)
-    assert not check(Proposal(good.poses, low, good.subjects), on_the_ground).camera.any()
+    assert not check(replace(good, view=low), on_the_ground).camera.any()
     assert check(good, on_the_ground).camera.all()
-    assert check(Proposal(good.poses, low, good.subjects)).camera.all()  # training has no ground
+    assert check(replace(good, view=low)).camera.all()  # training has no ground
+
+
+def test_bodies_that_would_topple_are_rejected_where_that_is_wanted() -> None:
+    upright = torch.eye(3).repeat(1, 24, 1, 1)
+    leaning = upright.clone()
+    leaning[:, 0] = about_axis(0, torch.tensor(math.radians(35)))
+    wanted = ValidityConfig(support=0.02)
+    assert check(front(upright), wanted).supported.all()
+    assert not check(front(leaning), wanted).supported.any()
+    assert check(front(leaning)).supported.all()
+
+
+def test_overhang_is_the_distance_from_the_hull_of_what_carries() -> None:
+    """Against scipy's hull: random points on the ground, and a heavy one above them."""
+    stream = np.random.default_rng(0)
+    feet = stream.normal(size=(12, 2))
+    for head in stream.normal(scale=2.0, size=(20, 2)):
+        points = np.zeros((1, 13, 3))
+        points[0, :12, [0, 2]] = feet.T
+        points[0, 12] = head[0], 1.7, head[1]
+        axes = torch.from_numpy(points)
+        mass = torch.tensor([0.0] * 12 + [1.0])
+        ours = overhang(axes, axes, torch.zeros(1, 13), mass)
+        corners = feet[ConvexHull(feet).vertices]
+        following = np.roll(corners, -1, 0)
+        side, to_head = following - corners, head - corners
+        inside = (side[:, 0] * to_head[:, 1] - side[:, 1] * to_head[:, 0] >= 0).all()
+        along = ((to_head * side).sum(1) / (side**2).sum(1)).clip(0, 1)
+        apart = np.linalg.norm(to_head - along[:, None] * side, axis=1).min()
+        exact = 0.0 if inside else apart
+        assert exact - 0.02 * side.max() <= float(ours) <= exact + 1e-6
 
 
 def test_proposals_that_are_not_finite_are_invalid() -> None:

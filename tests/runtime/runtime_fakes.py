@@ -13,7 +13,7 @@ from posegen_ray.body.camera import Camera, orbit
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.errors import SubjectError
-from posegen_ray.records import RenderFn, RenderRequest, RenderResult
+from posegen_ray.records import RenderFn, RenderRequest, RenderResult, lit
 from posegen_ray.runtime.wire import TensorRenderer
 from posegen_ray.seeding import torch_stream
 
@@ -29,7 +29,9 @@ def random_request(subjects: tuple[str, ...], size: int = 8, seed: int = 0) -> R
         size,
         size,
     )
-    return RenderRequest(subjects, torch.randn(count, 24, 3, 4, generator=stream), camera)
+    bones = torch.randn(count, 24, 3, 4, generator=stream)
+    light = torch.rand(count, 3, generator=stream)
+    return RenderRequest(subjects, bones, camera, light)
 
 
 def posed_request(body: BodyModel, names: tuple[str, ...], size: int = 224) -> RenderRequest:
@@ -113,6 +115,7 @@ class SineRenderer:
         camera = item.camera
         stream = torch_stream(0, item.subjects[0])
         parts = [item.bones, camera.rotation, camera.translation, camera.focal, camera.principal]
+        parts.append(lit(item))
         values = torch.cat([part.reshape(1, -1) for part in parts], 1)
         pixels = camera.height * camera.width * 4
         weights = torch.randn(values.shape[1], pixels, generator=stream) / 10

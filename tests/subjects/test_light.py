@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from posegen_ray.body.camera import orbit, to_camera
-from posegen_ray.subjects.light import brightness, even_light, towards_camera
+from posegen_ray.subjects.light import brightness, changed_light, even_light, towards_camera
 
 _A0, _A1, _A2 = 1.0, 2.0 / 3.0, 0.25  # what a matt surface keeps of each order, over pi
 
@@ -52,6 +52,22 @@ def test_lights_of_a_batch_are_its_own() -> None:
     lights = torch.stack([even_light(), 3 * even_light()])
     lit = brightness(lights, normals)
     torch.testing.assert_close(lit[1], 3 * lit[0])
+
+
+def test_changed_light_comes_from_elsewhere_and_is_as_bright_on_the_whole() -> None:
+    stream = torch.Generator().manual_seed(0)
+    light = torch.randn(2, 4, 4, generator=stream)
+    light = light + light.mT
+    normals = torch.from_numpy(sphere(20_000)).float()[None]
+    turn, contrast, exposure = 0.7, 1.5, 0.8
+    lit = brightness(changed_light(light, torch.tensor([[turn, contrast, exposure]])), normals)
+    # the light turned by an angle reaches a surface that is turned by it, too
+    c, s = np.cos(turn), np.sin(turn)
+    back = torch.tensor([[c, 0, -s], [0, 1, 0], [s, 0, c]], dtype=torch.float32)
+    before = brightness(light, normals @ back.T)
+    mean = before.mean()
+    expected = exposure * (mean + contrast * (before - mean))
+    torch.testing.assert_close(lit, expected, rtol=0, atol=2e-3)
 
 
 def test_what_shines_is_seen_where_it_mirrors_the_lamp() -> None:

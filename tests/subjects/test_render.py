@@ -14,7 +14,7 @@ from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import RendererConfig
 from posegen_ray.errors import RenderError
-from posegen_ray.records import RenderRequest
+from posegen_ray.records import RenderRequest, lit
 from posegen_ray.subjects.render import Renderer, make_renderer
 from posegen_ray.subjects.store import VoxelSubject
 
@@ -123,7 +123,7 @@ def test_fused_and_reference_gradients_agree(
 def test_gradients_agree_with_finite_differences(
     capsule_subject: VoxelSubject, contact: bool
 ) -> None:
-    """Over joint angles and every camera parameter, for a smooth weighting of the picture."""
+    """Over joint angles, light and camera parameters, for a smooth weighting of the picture."""
     size = 96
     renderer = _renderer(capsule_subject, early_stop=0.0)
     base = _camera(1, size)
@@ -144,21 +144,23 @@ def test_gradients_agree_with_finite_differences(
             size,
             size,
         )
-        return (renderer(RenderRequest(("capsules",), bones, camera)).rgba * weight).sum()
+        light = torch.tensor([[0.7, 1.2, 0.9]]) + parameters[None, 81:84]
+        return (renderer(RenderRequest(("capsules",), bones, camera, light)).rgba * weight).sum()
 
-    start = torch.zeros(81, requires_grad=True)
+    start = torch.zeros(84, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(start), start)
     moving = ["pelvis", "spine2", "left_hip", "left_knee", "right_shoulder", "right_elbow"]
-    indices = [3 * JOINT[name] + axis for name in moving for axis in range(3)] + list(range(72, 81))
+    indices = [3 * JOINT[name] + axis for name in moving for axis in range(3)] + list(range(72, 84))
     differences = []
     with torch.no_grad():
         for index in indices:
-            step = torch.zeros(81)
+            step = torch.zeros(84)
             step[index] = 5e-4
             differences.append(float(loss(step) - loss(-step)) / 1e-3)
     ours, numeric = gradient[indices].numpy(), np.array(differences)
+    # bones, then the camera's turn, place, focal length, principal point, then the light
     parts = (slice(0, 18), slice(18, 21), slice(21, 24), slice(24, 25), slice(25, 27))
-    for part in parts:  # bones, then the camera's turn, place, focal length, principal point
+    for part in (*parts, slice(27, 30)):
         assert _cosine(ours[part], numeric[part]) > 0.99
         assert np.linalg.norm(ours[part]) == pytest.approx(np.linalg.norm(numeric[part]), rel=0.1)
 
@@ -207,14 +209,49 @@ def test_a_picture_does_not_change_when_body_camera_and_light_move_together(
     np.testing.assert_allclose(after, before, atol=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["fused", "reference"])
+def test_light_turned_looks_as_if_body_and_camera_turned_the_other_way(
+    capsule_subject: VoxelSubject, kind: str
+) -> None:
+    """And is not what the camera sees without it."""
+    subject = shining(capsule_subject)
+    renderer = _renderer(subject, kind=kind)
+    request = _request(batch=2)
+    angle = torch.tensor([0.8, -2.0])
+    changes = torch.stack([angle, torch.ones(2), torch.ones(2)], 1)
+    ours = renderer.render_arrays(replace(request, light=changes))
+    back = from_axis_angle(-angle[:, None] * torch.eye(3)[1])
+    camera = replace(request.camera, rotation=request.camera.rotation @ back.mT)
+    turned = replace(request, bones=back[:, None] @ request.bones, camera=camera)
+    np.testing.assert_allclose(ours, renderer.render_arrays(turned), atol=5e-3)
+    assert np.abs(ours - renderer.render_arrays(request)).max() > 0.05
+
+
+def test_contrast_and_exposure_change_brightness_about_its_mean(
+    capsule_subject: VoxelSubject,
+) -> None:
+    renderer = _renderer(capsule_subject, early_stop=0.0)
+    request = _request(batch=1)
+
+    def seen(contrast: float, exposure: float) -> np.ndarray:
+        light = torch.tensor([[0.0, contrast, exposure]])
+        return renderer.render_arrays(replace(request, light=light))[..., :3]
+
+    flat, filmed, harsh = seen(0, 1), seen(1, 1), seen(2, 1)
+    np.testing.assert_allclose(filmed, renderer.render_arrays(request)[..., :3], atol=1e-6)
+    np.testing.assert_allclose(harsh - filmed, filmed - flat, atol=1e-4)
+    assert np.abs(harsh - filmed).max() > 0.05
+    np.testing.assert_allclose(seen(1, 0.5), 0.5 * filmed, atol=1e-4)
+
+
 def test_vjp_equals_autograd(capsule_subject: VoxelSubject) -> None:
     renderer = _renderer(capsule_subject)
     request = _request()
     weight = np.random.default_rng(1).normal(size=(3, 48, 48, 4)).astype(np.float32)
-    leaves = [request.bones, *(getattr(request.camera, name) for name in CAMERA)]
+    leaves = [request.bones, *(getattr(request.camera, name) for name in CAMERA), lit(request)]
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    camera = replace(request.camera, **dict(zip(CAMERA, leaves[1:], strict=True)))
-    rgba = renderer(replace(request, bones=leaves[0], camera=camera)).rgba
+    camera = replace(request.camera, **dict(zip(CAMERA, leaves[1:-1], strict=True)))
+    rgba = renderer(replace(request, bones=leaves[0], camera=camera, light=leaves[-1])).rgba
     expected = torch.autograd.grad((rgba * torch.from_numpy(weight)).sum(), leaves)
     for ours, theirs in zip(renderer.vjp_arrays(request, weight), expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-4)
