@@ -66,6 +66,9 @@ def failure_finding(
                     "seed": seed,
                     "images": found.samples,
                     "error_median_mm": float(np.median(noted.errors_mm)),
+                    "generated_median_mm": float(np.median(noted.errors_mm[noted.generated]))
+                    if noted.generated.any()
+                    else np.nan,
                     "ambiguous": float(noted.ambiguous.mean()),
                     "failures": found.failures / found.samples,
                     "coverage": np.nan if found.share is None else found.share,

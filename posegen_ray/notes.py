@@ -20,6 +20,7 @@ from torch import Tensor
 
 from posegen_ray.evaluation.coverage import pose_view_features
 from posegen_ray.evaluation.drawn_sets import pose_column
+from posegen_ray.generation.proposal import GENERATED
 from posegen_ray.records import Samples
 
 
@@ -30,6 +31,7 @@ class ErrorsNoted:
     features: npt.NDArray[np.float64]  # [N, F] from coverage.pose_view_features
     errors_mm: npt.NDArray[np.float64]  # [N]
     ambiguous: npt.NDArray[np.bool_]  # [N]
+    generated: npt.NDArray[np.bool_]  # [N] not drawn at random
 
 
 class SampleNotes:
@@ -72,6 +74,7 @@ class SampleNotes:
             features=pose_view_features(samples),
             errors=errors_mm.double().numpy(),
             ambiguous=ambiguous.numpy(),
+            generated=np.array([clip == GENERATED for clip in samples.clips]),
         )
 
     def read_errors(self, name: str) -> ErrorsNoted | None:
@@ -80,7 +83,8 @@ class SampleNotes:
         if not file.exists():
             return None
         with np.load(file) as noted:
-            return ErrorsNoted(noted["features"], noted["errors"], noted["ambiguous"])
+            kept = (noted[name] for name in ("features", "errors", "ambiguous", "generated"))
+            return ErrorsNoted(*kept)
 
     def candidates(self) -> tuple[int, int, dict[str, int]]:
         """Proposals drawn, valid ones, and rejections by reason, over all sets."""

@@ -163,7 +163,10 @@ class Trial:
 def trial_config(config: RunConfig, point: Point) -> RunConfig:
     """The configuration of a point's trial."""
     settings = {p.name: point[p.name] for p in config.tune.space}
-    return with_settings(replace(config, tune=TuneConfig()), rounded(config, settings))
+    # no trial fine-tunes an estimator before it trains: all attack it as it comes
+    training = replace(config.training, attack="pretrained")
+    config = replace(config, tune=TuneConfig(), training=training)
+    return with_settings(config, rounded(config, settings))
 
 
 def rounded(config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,9 @@ def test_the_images_of_every_arm_are_measured(finished):
     found = pd.read_csv(finished / "failure_finding.csv").set_index("arm")
     assert set(found.index) == set(ARMS)
     assert (found["error_median_mm"] > 0).all()
+    assert found["generated_median_mm"].isna()["random_more"]
+    assert found.loc["posegen", "generated_median_mm"] == found.loc["posegen", "error_median_mm"]
+    assert found.loc["mixed", "generated_median_mm"] > 0
     assert found.loc["mixed", "ambiguous"] == 0  # asked for
     assert found["ambiguous"].drop("mixed").max() > 0
     assert found["coverage"].dropna().between(0, 1).all()

@@ -46,7 +46,7 @@ class TrainingConfig:
     # whom the generator attacks: the estimator as it comes (pretrained); after fine-tuning on the
     # source half (source); or on that and the random images of its own half (random, with
     # generator.share below 1). What those cure needs no generator
-    attack: str = "pretrained"
+    attack: str = "random"
     max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
     log_every: int = 5
     # generator: so many parts of a batch are rendered and judged one after the other; estimator:

@@ -114,7 +114,7 @@ class GeneratorConfig:
     residual_prior: float = 0.6  # spread of the turns before learning, as a share of that bound
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
-    tumble: float = 0.0  # share of poses whose whole body turns about a level axis, by up to 180
+    tumble: float = 0.3  # share of poses whose whole body turns about a level axis, by up to 180
     learns: str = "both"  # both | pose | camera (with light): the other stays as its prior draws it
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     light: LightRangeConfig = field(default_factory=LightRangeConfig)
@@ -123,7 +123,7 @@ class GeneratorConfig:
     candidates: int = 64  # of which the one is kept that the critic expects to be paid for; 1: off
     temperature: float = 0.065  # of that choice, in payments; large: at random
     learn_subject: bool = False  # off: every subject equally often
-    share: float = 1.0  # of the images that it is asked for; the others are drawn at random
+    share: float = 0.5  # of an arm's own images; the others are drawn at random
 
     def __post_init__(self) -> None:
         require(
@@ -206,7 +206,7 @@ class FeedbackConfig:
     """
 
     weight: float = 1.0
-    band_of: str = "source"  # source | prior: whose median error the band is stated in
+    band_of: str = "prior"  # source | prior: whose median error the band is stated in
     band_low: float = 1.0
     band_high: float = 2.0
     softness: float = 0.25  # of the band's ends, in widths of the band

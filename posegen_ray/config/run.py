@@ -96,6 +96,12 @@ class RunConfig:
             "Leave training.estimator_steps at 0, as conf/estimator/black_box.yaml has it.",
         )
         require(
+            self.estimator.kind != BLACK_BOX or self.training.attack == "pretrained",
+            f"training.attack={self.training.attack}: estimator=black_box cannot be fine-tuned "
+            "before it is attacked.",
+            "Leave training.attack at pretrained, as conf/estimator/black_box.yaml has it.",
+        )
+        require(
             self.training.attack != "random" or self.generator.share < 1,
             "training.attack=random, but generator.share=1 leaves PoseGen no random images.",
             "Set generator.share below 1, for example 0.5, or training.attack=source.",

@@ -114,6 +114,7 @@ def _header(inputs: ReportInputs, summary: Summary) -> str:
 _FINDING_COLUMNS = (  # column, title, decimals
     ("images", "images", 0),
     ("error_median_mm", "baseline's error, median mm", 0),
+    ("generated_median_mm", "of those generated", 0),
     ("failures", "failures", 2),
     ("ambiguous", "ambiguous", 2),
     ("coverage", "failure clusters reached", 2),
@@ -127,7 +128,7 @@ def _failure_finding(table: pd.DataFrame) -> str:
     head = "".join(f'<th scope="col">{title}</th>' for _, title, _ in _FINDING_COLUMNS)
     body = "".join(
         f'<tr><th scope="row">{arm_label(str(arm))}</th>'
-        + "".join(f"<td>{row[key]:.{digits}f}</td>" for key, _, digits in _FINDING_COLUMNS)
+        + "".join(f"<td>{_number(row[key], digits)}</td>" for key, _, digits in _FINDING_COLUMNS)
         + "</tr>"
         for arm, row in mean.iterrows()
     )
@@ -138,6 +139,10 @@ def _failure_finding(table: pd.DataFrame) -> str:
         f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _number(value: float, digits: int) -> str:
+    return "–" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def _curves(history: pd.DataFrame) -> str:
