@@ -21,6 +21,7 @@ from posegen_ray.arms import (
     SOURCE,
     arm_named,
     fine_tuned_arms,
+    own_images,
     rendered_for_feedback,
     trained_arms,
 )
@@ -98,7 +99,7 @@ class ArmImages:
     @property
     def _own(self) -> int:
         """How many images are an arm's own."""
-        return self.config.experiment.images_per_arm - self._shared
+        return own_images(self.config)
 
     def _draw_part(self, name: str, seed: int) -> tuple[Samples, Counts]:
         """A set that is no arm's own half."""
@@ -114,16 +115,15 @@ class ArmImages:
     def _draw_own(self, name: str, seed: int) -> tuple[Samples, Counts]:
         """An arm's own images."""
         arm, stream, count = arm_named(self.config, name), self._stream(name, seed), self._own
-        extra = rendered_for_feedback(self.config)
         if arm.kind == MINED:
-            return self._mine(count, count + extra, seed, stream)
+            return self._mine(count, count + rendered_for_feedback(self.config), seed, stream)
         states: Sequence[dict[str, Tensor]] = ()
         if arm.kind == GENERATED:
             # the later half of training: hard in more than one way, and no longer naive
             generators = self._generators(seed, arm.name)
             states = generators[len(generators) // 2 :]
             count = round(count * arm.config.generator.share)
-        count += extra * arm.more
+        count += arm.more
         samples, counts = self._draw_good(arm.kind, count, stream, states, arm.config)
         if arm.kind == GENERATED and arm.config.generator.share < 1:
             random = self.kept(random_part(arm.name), seed).get()

@@ -1,7 +1,7 @@
 """The arms of a comparison: what the estimator is fine-tuned on beside the source images.
 
-All arms share their source half, the number of images and the recipe; they differ in where the
-other half comes from. A variant is PoseGen with other settings: the rows of an ablation.
+All arms share their source half, the number of images (two controls have more) and the recipe; they
+differ in where the other half comes from. A variant is PoseGen with other settings: the rows of an ablation.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ GENERATED = "generated"  # a trained generator
 _KINDS = {
     "source_adapted": SOURCE,
     "random": RANDOM,
+    "random_double": RANDOM,
     "random_more": RANDOM,
     "real_poses": REAL,
     "hard_mined": MINED,
@@ -40,7 +41,7 @@ class Arm:
     name: str
     kind: str  # SOURCE | RANDOM | REAL | MINED | GENERATED
     config: RunConfig  # the run's; a variant's has its own settings of the generator
-    more: bool = False  # gets all images that PoseGen renders, those of its training too
+    more: int = 0  # images beyond those of the other arms
 
 
 def fine_tuned_arms(config: RunConfig) -> list[Arm]:
@@ -62,6 +63,11 @@ def trained_arms(config: RunConfig) -> list[Arm]:
     return [arm for arm in fine_tuned_arms(config) if arm.kind == GENERATED]
 
 
+def own_images(config: RunConfig) -> int:
+    """How many images are an arm's own; the other half is shared."""
+    return config.experiment.images_per_arm - config.experiment.images_per_arm // 2
+
+
 def rendered_for_feedback(config: RunConfig) -> int:
     """Proposals of a PoseGen training: so many pictures are rendered, less the invalid ones."""
     training = config.training
@@ -70,7 +76,11 @@ def rendered_for_feedback(config: RunConfig) -> int:
 
 def _arm(config: RunConfig, name: str) -> Arm:
     if name in _KINDS:
-        return Arm(name, _KINDS[name], config, more=name == "random_more")
+        more = {
+            "random_double": own_images(config),
+            "random_more": rendered_for_feedback(config),
+        }
+        return Arm(name, _KINDS[name], config, more.get(name, 0))
     if name == POSEGEN:
         return Arm(name, GENERATED, config)
     overrides: Sequence[str] = config.experiment.variants.get(name, _NO_FEEDBACK)

@@ -16,7 +16,16 @@ from posegen_ray.config import ExperimentConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.evaluation.store import load_evaluation
 
-ARMS = ("random_more", "real_poses", "hard_mined", "no_feedback", "posegen", "level", "mixed")
+ARMS = (
+    "random_double",
+    "random_more",
+    "real_poses",
+    "hard_mined",
+    "no_feedback",
+    "posegen",
+    "level",
+    "mixed",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,8 @@ def test_arms_have_as_many_images_of_the_kind_that_they_are_named_for(finished):
     feedback = rendered_for_feedback(compose_config(["experiment=tiny"]))
     assert feedback == 2 * 2 * 4
     for arm in ARMS:
-        assert len(drawn(finished, arm)) == 8 + feedback * (arm == "random_more"), arm
+        more = {"random_more": feedback, "random_double": 8}.get(arm, 0)
+        assert len(drawn(finished, arm)) == 8 + more, arm
     assert list(drawn(finished, "mixed")["clip"] == "generated") == [True] * 4 + [False] * 4
     assert set(drawn(finished, "mixed_random")["seed"]) < set(drawn(finished, "mixed")["seed"])
     for arm in ("no_feedback", "posegen", "level"):
@@ -112,6 +122,9 @@ def test_the_images_of_every_arm_are_measured(finished):
 def test_the_shipped_comparisons_compose():
     ood = compose_config(["experiment=ood"])
     assert [arm.name for arm in trained_arms(ood)] == ["no_feedback", "posegen"]
+    full = compose_config(["experiment=full"])
+    assert full.experiment.arms == ood.experiment.arms
+    assert full.experiment.images_per_arm > 4 * ood.experiment.images_per_arm
     counts = [getattr(ood.experiment, f"test_{n}_images") for n in ("source", "wild", "view")]
     assert min(counts) > 0
     ablation = compose_config(["experiment=ablation"])

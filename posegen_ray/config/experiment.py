@@ -108,6 +108,7 @@ ARMS = (
     "baseline",  # no fine-tuning
     "source_adapted",  # source
     "random",  # broad random poses and cameras
+    "random_double",  # the same, twice as many
     "random_more",  # the same, as many as PoseGen renders in all
     "real_poses",  # real poses, random cameras
     "hard_mined",  # of as many random ones as PoseGen renders, the hardest of its band

@@ -6,6 +6,7 @@ _ARMS = {  # name -> label, what it is fine-tuned on
     "baseline": ("Baseline", "the pre-trained estimator that all arms start from, not fine-tuned"),
     "source_adapted": ("Source-adapted", "fine-tuned on images of the source poses and cameras"),
     "random": ("Random", "half source, half broad random poses and cameras"),
+    "random_double": ("Random, twice", "as random, with twice as many images"),
     "random_more": ("More random", "as random, with as many images as PoseGen renders in all"),
     "real_poses": ("Real poses", "half source, half real poses from broad random cameras"),
     "hard_mined": (
