@@ -1,7 +1,8 @@
 """The arms of a comparison: what the estimator is fine-tuned on beside the source images.
 
 All arms share their source half, the number of images (two controls have more) and the recipe; they
-differ in where the other half comes from. A variant is PoseGen with other settings: the rows of an ablation.
+differ in where the other half comes from. A variant is PoseGen with other settings: the rows of an
+ablation.
 """
 
 from __future__ import annotations
