@@ -77,7 +77,7 @@ def measure(
     adversary = Adversary(
         studio.generator(), config.feedback, config.discriminator, studio.people, studio.checker
     )
-    source = studio.source_sampler()
+    source = studio.band_sampler(adversary.generator)
     calibrate = torch_stream(seed, "calibrate")
     reference = adversary.calibrate(render, estimator, source, background, 64, calibrate)
     for step in console.track(range(STEPS), label, unit="step"):

@@ -241,7 +241,8 @@ class Steps:
         estimator = build_estimator(self.config.estimator)
         background = seeded_backgrounds("train")
         rng = torch_stream(0, "calibrate")
-        adversary.calibrate(render, estimator, studio.source_sampler(), background, 8, rng)
+        sampler = studio.band_sampler(adversary.generator)
+        adversary.calibrate(render, estimator, sampler, background, 8, rng)
 
         def step(number, average):  # type: ignore[no-untyped-def]
             rng = torch_stream(0, "step", number)
@@ -308,7 +309,10 @@ class Witness:
         """Seconds a picture of that request and its gradient."""
         request = self.request
         leaves = replace(
-            request, bones=request.bones.detach().requires_grad_(), camera=request.camera.detach()
+            request,
+            bones=request.bones.detach().requires_grad_(),
+            camera=request.camera.detach(),
+            light=request.light.detach(),
         )
         start = time.perf_counter()
         for _ in range(5):

@@ -123,7 +123,7 @@ def ask(pool: RenderPool, names: Sequence[str], seed: int) -> float:
 
     request = RequestArrays(
         tuple(draw.choice(names, BATCH)),
-        *(numbers(24, 3, 4), numbers(3, 3), numbers(3), numbers(), numbers(2)),
+        *(numbers(24, 3, 4), numbers(3, 3), numbers(3), numbers(), numbers(2), numbers(3)),
         height=8,
         width=8,
     )

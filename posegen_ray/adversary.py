@@ -40,7 +40,7 @@ class StepMetrics:
     payment: float
     realism: float
     diversity: float
-    camera_spread: float  # smallest over the camera's channels; 1: the prior's
+    camera_spread: float  # smallest over the channels of camera and light; 1: the prior's
     joint_limits: float
     residual: float  # mean turn of a joint away from the real pose, as a share of its bound
     discriminator: float
@@ -104,7 +104,7 @@ class Adversary:
         self.discriminator_optimizer = torch.optim.Adam(
             self.discriminator.parameters(), lr=discriminator.learning_rate, betas=(0.5, 0.99)
         )
-        self.reference_mm = 0.0  # the estimator's median error on real poses; see `calibrate`
+        self.reference_mm = 0.0  # the estimator's median error; see `calibrate`
         self.skipped = 0  # non-finite steps in a row
         self.skipped_total = 0
         self.counts: dict[str, int] = {}  # proposals drawn, valid, and rejected by reason
@@ -114,16 +114,16 @@ class Adversary:
         self,
         render_fn: RenderFn,
         estimator: PoseEstimator,
-        source: ProposalSampler,
+        sampler: ProposalSampler,
         background: BackgroundFn,
         count: int,
         rng: torch.Generator,
         batch_size: int = 16,
     ) -> float:
-        """Measures the estimator's median error on real poses, which the band starts from (mm)."""
+        """Measures the estimator's median error, in which the band is stated (mm)."""
         errors = []
         for start in range(0, count, batch_size):
-            proposal = source(min(batch_size, count - start), rng)[0].to(self.device)
+            proposal = sampler(min(batch_size, count - start), rng)[0].to(self.device)
             pictures = background(_seeds(len(proposal), rng), estimator.crop.size)
             with frozen(estimator):
                 errors.append(

@@ -1,8 +1,9 @@
 """What each arm is fine-tuned on: drawn once, and kept until it is.
 
 Sets by name: an arm's own images ("<arm>"); the source images that all arms of a seed share
-("source_half"); random images for a reference estimator ("reference_half"); the random part of an
-arm whose generator makes only a share of its images ("<arm>_random").
+("source_half"); random images for a reference estimator ("reference_half"); the random part of
+arms whose generator makes only a share of their images ("posegen_random", and "<arm>_random" of a
+variant that draws otherwise).
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor
 from posegen_ray.arms import (
     GENERATED,
     MINED,
+    POSEGEN,
     RANDOM,
     SOURCE,
     arm_named,
+    draws_at_random_like,
     fine_tuned_arms,
     own_images,
     rendered_for_feedback,
@@ -41,9 +44,11 @@ _RANDOM_PART = "_random"
 Generators = Callable[[int, str], Sequence[dict[str, Tensor]]]
 
 
-def random_part(arm: str) -> str:
-    """The set of an arm's images that are drawn at random."""
-    return arm + _RANDOM_PART
+def random_part(config: RunConfig, arm: str) -> str:
+    """The set of an arm's images that are drawn at random: PoseGen's, where it is the same."""
+    found = [one for one in trained_arms(config) if one.name == arm]
+    own = bool(found) and not draws_at_random_like(found[0], config)
+    return (arm if own else POSEGEN) + _RANDOM_PART
 
 
 class ArmImages:
@@ -126,7 +131,7 @@ class ArmImages:
         count += arm.more
         samples, counts = self._draw_good(arm.kind, count, stream, states, arm.config)
         if arm.kind == GENERATED and arm.config.generator.share < 1:
-            random = self.kept(random_part(arm.name), seed).get()
+            random = self.kept(random_part(self.config, arm.name), seed).get()
             samples = concatenate_samples([samples, random])
         return samples, counts
 
@@ -158,13 +163,19 @@ class ArmImages:
         return found[0].config if found else self.config
 
     def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
-        """Of a pool of random images those that PoseGen's feedback pays best."""
+        """Of a pool of random images those that PoseGen's feedback pays best.
+
+        It is the starting estimator that errs; the pool stands for what a generator proposes
+        before it is trained.
+        """
         samples, counts = self.drawing.draw(RANDOM, pool, stream)
         weights = losses.joint_weights(self.config.feedback.joint_weights)
         source, _ = self.drawing.errors(self.kept(SOURCE_HALF, seed).get(), weights)
         errors, ambiguous = self.drawing.errors(samples, weights)
-        payments = losses.feedback_payment(errors, float(source.median()), self.config.feedback)
-        if not self.config.feedback.pay_ambiguous:
+        feedback = self.config.feedback
+        reference = float((errors if feedback.band_of == "prior" else source).median())
+        payments = losses.feedback_payment(errors, reference, feedback)
+        if not feedback.pay_ambiguous:
             payments = payments * ~ambiguous
         # equal payments (all above the band's end, say) are taken in the order of drawing
         best = payments.argsort(descending=True, stable=True)[:count].sort().values.tolist()

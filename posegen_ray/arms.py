@@ -75,6 +75,17 @@ def rendered_for_feedback(config: RunConfig) -> int:
     return training.rounds * training.steps_per_round * training.batch_size
 
 
+def draws_at_random_like(arm: Arm, config: RunConfig) -> bool:
+    """Whether the random part of a generator's images is the same as with the run's settings."""
+
+    def decides(settings: RunConfig) -> list[object]:
+        names = ("camera", "light", "condition", "recombine", "tumble", "share")
+        generator = [getattr(settings.generator, name) for name in names]
+        return [settings.subject, settings.validity, settings.training.plain_backgrounds, generator]
+
+    return decides(arm.config) == decides(config)
+
+
 def _arm(config: RunConfig, name: str) -> Arm:
     if name in _KINDS:
         more = {

@@ -16,7 +16,7 @@ from posegen_ray.body import load_body
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
-from posegen_ray.errors import SubjectError
+from posegen_ray.errors import ConfigError, SubjectError
 from posegen_ray.estimators.blazepose import BlazePose, fit_joint_map
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.generation import losses
@@ -35,7 +35,7 @@ from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
 from posegen_ray.subjects import makehuman
-from posegen_ray.subjects.store import list_subjects, read_manifest
+from posegen_ray.subjects.store import field_kind, list_subjects, read_manifest
 
 
 class Drawing:
@@ -72,6 +72,13 @@ class Drawing:
                 raise SubjectError(
                     f"There is no subject {missing[0]!r} in {root}.",
                     f"It holds {', '.join(there) or 'none'}; make one with `posegen fit`.",
+                )
+            lit = [name for name in settings.names if field_kind(root / name) == "anerf"]
+            if lit and not self.config.generator.light.holds:
+                raise ConfigError(
+                    f"The subject {lit[0]!r} has a field of kind anerf, which holds the light that "
+                    "it was filmed in; generator.light would turn it.",
+                    "Add field=anerf.",
                 )
             self._folders = tuple((name, str(root / name)) for name in settings.names)
             return self._folders

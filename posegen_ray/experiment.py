@@ -130,8 +130,9 @@ def open_finished_run(config: RunConfig) -> tuple[Path, RunConfig]:
     folder = Path(config.run)
     loaded = read_config(folder / "config.yaml")
     generator = loaded.generator
-    if config.generator.condition != ConditionConfig():  # what is asked of it may change
-        generator = replace(generator, condition=config.generator.condition)
+    asked, usual = vars(config.generator.condition), vars(ConditionConfig())
+    other = {name: value for name, value in asked.items() if value != usual[name]}
+    generator = replace(generator, condition=replace(generator.condition, **other))
     return folder, replace(
         loaded,
         generator=generator,
@@ -190,6 +191,9 @@ def run_experiment(config: RunConfig, folder: Path, backend: Backend, console: C
     return _write_results(folder, inputs, config.evaluation)
 
 
+_BAND_OF = {"source": "source images", "prior": "what the untrained generator proposes"}
+
+
 def run_training(config: RunConfig, folder: Path, backend: Backend, console: Console) -> str:
     """Adversarial training for each seed."""
     run = Run(config, folder, backend, console)
@@ -199,8 +203,9 @@ def run_training(config: RunConfig, folder: Path, backend: Backend, console: Con
         last = [row["error_mm"] for row in result.history[-20:] if row["error_mm"] > 0]
         median = float(np.median(last)) if last else float("nan")
         lines.append(
-            f"seed {seed}: the estimator's median error is {result.reference_mm:.0f} mm on real "
-            f"poses, {median:.0f} mm on the last generated ones; {folder / 'checkpoint'}"
+            f"seed {seed}: the estimator's median error is {result.reference_mm:.0f} mm on "
+            f"{_BAND_OF[config.feedback.band_of]}, {median:.0f} mm on the last generated ones; "
+            f"{folder / 'checkpoint'}"
         )
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ from posegen_ray.estimators.finetune import finetune_kept
 from posegen_ray.estimators.progress import FineTuneSteps, finetune_size
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.local import Shared
-from posegen_ray.records import RenderRequest, Samples, concatenate_samples
+from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.scene import assemble, propose_valid
 from posegen_ray.seeding import derive_seed, torch_stream
 from posegen_ray.studio import Counts, Drawer, TestShoot, studio_of
@@ -339,7 +339,7 @@ def render_speed(drawer: Drawer, batches: int = 3, size: int = 8) -> tuple[float
             if batch == 1:  # the first warms up
                 start = time.perf_counter()
             bones = request.bones.detach().clone().requires_grad_(with_gradient)
-            rgba = render(RenderRequest(request.subjects, bones, request.camera.detach())).rgba
+            rgba = render(replace(request, bones=bones, camera=request.camera.detach())).rgba
             if with_gradient:
                 rgba.square().mean().backward()  # type: ignore[no-untyped-call]
         times.append(time.perf_counter() - start)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
+from posegen_ray.errors import CheckpointError
 from posegen_ray.evaluation.coverage import pose_view_features
 from posegen_ray.evaluation.drawn_sets import pose_column
 from posegen_ray.generation.proposal import GENERATED
@@ -83,8 +84,13 @@ class SampleNotes:
         if not file.exists():
             return None
         with np.load(file) as noted:
-            kept = (noted[name] for name in ("features", "errors", "ambiguous", "generated"))
-            return ErrorsNoted(*kept)
+            names = ("features", "errors", "ambiguous", "generated")
+            if missing := [name for name in names if name not in noted]:
+                raise CheckpointError(
+                    f"{file} has no {missing[0]!r}: another version wrote it.",
+                    "Go on with that version, or start the comparison again.",
+                )
+            return ErrorsNoted(*(noted[name] for name in names))
 
     def candidates(self) -> tuple[int, int, dict[str, int]]:
         """Proposals drawn, valid ones, and rejections by reason, over all sets."""

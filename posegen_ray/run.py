@@ -157,8 +157,8 @@ class Run:
         if attack == "source":
             return self._prepared("adapted", (), seed)
         if attack == "random":
-            name = arm.name if arm else POSEGEN
-            return self._prepared(f"{name}.attacked", (random_part(name),), seed)
+            part = random_part(self.config, arm.name if arm else POSEGEN)
+            return self._prepared(f"{part}.attacked", (part,), seed)
         return None
 
     def _prepared(self, name: str, others: Sequence[str], seed: int) -> dict[str, Tensor]:

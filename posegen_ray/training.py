@@ -31,9 +31,7 @@ from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.online import FineTuner
 from posegen_ray.estimators.registry import build_estimator
 from posegen_ray.evaluation.metrics import mpjpe
-from posegen_ray.generation.generator import GeneratorSampler
 from posegen_ray.generation.histories import history_of
-from posegen_ray.generation.proposal import ProposalSampler
 from posegen_ray.records import Samples
 from posegen_ray.scene import seeded_backgrounds
 from posegen_ray.seeding import derive_seed, torch_stream
@@ -62,7 +60,7 @@ class TrainingResult:
     estimator: dict[str, Tensor]  # the live estimator's weights at the end
     history: list[dict[str, float]]  # one row a step
     counts: dict[str, int]  # proposals drawn, valid, rejected by reason
-    reference_mm: float  # the estimator's median error on real poses, where the band starts
+    reference_mm: float  # the estimator's median error, in which the band is stated
     rendered: int  # images rendered for feedback
 
     def state(self) -> dict[str, Any]:
@@ -202,13 +200,10 @@ class _Run:
 
     def _calibrate(self) -> None:
         rng = torch_stream(self.plan.seed, "calibrate")
-        sampler: ProposalSampler = self.studio.source_sampler()
-        if self.config.feedback.band_of == "prior":
-            sampler = GeneratorSampler(self.adversary.generator)
         self.adversary.calibrate(
             self.render_fn,
             self.estimator,
-            sampler,
+            self.studio.band_sampler(self.adversary.generator),
             self.background,
             CALIBRATION_IMAGES,
             rng,

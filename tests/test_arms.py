@@ -74,7 +74,7 @@ def test_a_variant_draws_with_its_own_settings_and_the_others_do_not(finished):
 def test_who_is_attacked_and_who_is_the_reference_is_fine_tuned_once(finished):
     weights = [
         load_checkpoint(finished / "checkpoint" / f"{name}-0")["weights"]
-        for name in ("adapted", "reference", "mixed.attacked", "posegen")
+        for name in ("adapted", "reference", "mixed_random.attacked", "posegen")
     ]
     for first, second in itertools.combinations(weights, 2):
         assert any(not torch.equal(first[name], second[name]) for name in first)

@@ -38,6 +38,7 @@ from posegen_ray.config.export import (
     ExportConfig,
 )
 from posegen_ray.config.generation import (
+    ANYHOW,
     CameraRangeConfig,
     ConditionConfig,
     DiscriminatorConfig,
@@ -85,6 +86,7 @@ __all__ = [
     "COMPACT",
     "BodyConfig",
     "CAPTURE_FORMATS",
+    "ANYHOW",
     "CameraRangeConfig",
     "ConditionConfig",
     "LightRangeConfig",

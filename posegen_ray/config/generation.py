@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
+
+ANYHOW = -1.0  # validity.support: nobody is asked to stand
 
 
 @dataclass
@@ -58,18 +59,20 @@ class ConditionConfig:
 
     # source clips that base poses come from, * stands for anything; []: all
     clips: list[str] = field(default_factory=list)
-    azimuth_low: float = -180.0  # degrees from where the body faces; 90: its left side
+    # degrees from where the body faces; 90: its left side, 135 to 225: its back
+    azimuth_low: float = -180.0
     azimuth_high: float = 180.0
     elevation_low: float = -90.0  # degrees, inside generator.camera's range
     elevation_high: float = 90.0
 
     def __post_init__(self) -> None:
         require(
-            -180 <= self.azimuth_low < self.azimuth_high <= 180
+            -180 <= self.azimuth_low < 180
+            and self.azimuth_low < self.azimuth_high <= self.azimuth_low + 360
             and -90 <= self.elevation_low < self.elevation_high <= 90,
             f"generator.condition asks for azimuths {self.azimuth_low} to {self.azimuth_high} and "
             f"elevations {self.elevation_low} to {self.elevation_high}, which is no range.",
-            "Set low < high; azimuths from -180 to 180, elevations from -90 to 90 degrees.",
+            "Set low < high: azimuths from -180 on (135 to 225: the back), elevations within +-90.",
         )
 
 
@@ -99,6 +102,11 @@ class LightRangeConfig:
             "generator.light exposure and background must be positive with low <= high.",
             "They are factors: 1 leaves the brightness as it is.",
         )
+
+    @property
+    def holds(self) -> bool:
+        """Whether light stays as it was filmed, but for its brightness."""
+        return (self.turn, self.contrast_low, self.contrast_high) == (0, 1, 1)
 
 
 @dataclass
@@ -239,7 +247,7 @@ class FeedbackConfig:
     joint_limits: float = 10.0  # weight of the soft joint limits
     residual: float = 0.3  # weight of the size of pose residuals
     learning_rate: float = 1e-3
-    max_sample_gradient: float = 1.0  # of a rendered payment to a sample's pose or view, per radian
+    max_sample_gradient: float = 1.0  # of a rendered payment to a sample's pose, view or light
     max_gradient_norm: float = 1.0
 
     def __post_init__(self) -> None:
@@ -301,8 +309,8 @@ class ValidityConfig:
     limit_margin_degrees: float = 10.0  # beyond what the real poses and anatomy allow
     penetration: float = 0.03  # bones may overlap this much more than in the real poses
     # the centre of mass may lie this much further beside what touches the ground than in 95 % of
-    # the real poses; .inf: anywhere, as where bodies tumble
-    support: float = math.inf
+    # the real poses; -1: anywhere, as where bodies tumble
+    support: float = ANYHOW
     frame_margin: float = 0.0  # joints at least this fraction of the frame inside its edge
     visible_joints: int = 7  # of the 12 limb joints not hidden behind other body parts
     camera_clearance: float = 0.3  # between the camera and any bone's surface
@@ -322,7 +330,8 @@ class ValidityConfig:
         )
         require(
             0 <= self.frame_margin < 0.5
-            and min(self.penetration, self.camera_clearance, self.support) >= 0,
+            and min(self.penetration, self.camera_clearance) >= 0
+            and (self.support >= 0 or self.support == ANYHOW),
             "validity frame_margin, penetration, camera_clearance, support must not be negative.",
             "frame_margin is a fraction of the frame below 0.5; the others are metres.",
         )

@@ -11,6 +11,7 @@ from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneCo
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
 from posegen_ray.config.export import EXPORT_FORMATS, ExportConfig
 from posegen_ray.config.generation import (
+    ANYHOW,
     DiscriminatorConfig,
     FeedbackConfig,
     GeneratorConfig,
@@ -107,15 +108,13 @@ class RunConfig:
             "Set generator.share below 1, for example 0.5, or training.attack=source.",
         )
         require(
-            math.isinf(self.validity.support) or self.generator.tumble == 0,
+            self.validity.support == ANYHOW or self.generator.tumble == 0,
             f"validity.support={self.validity.support} throws away the bodies that "
             f"generator.tumble={self.generator.tumble} turns over: nothing carries them.",
-            "Set generator.tumble=0, or validity.support=.inf.",
+            f"Set generator.tumble=0, or validity.support={ANYHOW:.0f}.",
         )
-        light = self.generator.light
         require(
-            self.field.kind != "anerf"
-            or (light.turn, light.contrast_low, light.contrast_high) == (0, 1, 1),
+            self.field.kind != "anerf" or self.generator.light.holds,
             "field=anerf holds the light that people were filmed in: generator.light cannot turn "
             "it or change its contrast.",
             "Set generator.light.turn=0 and generator.light.contrast_low and _high to 1.",

@@ -6,15 +6,21 @@ _ARMS = {  # name -> label, what it is fine-tuned on
     "baseline": ("Baseline", "the pre-trained estimator that all arms start from, not fine-tuned"),
     "source_adapted": ("Source-adapted", "fine-tuned on images of the source poses and cameras"),
     "random": ("Random", "half source, half broad random poses and cameras"),
-    "random_double": ("Random, twice", "as random, with twice as many images"),
-    "random_more": ("More random", "as random, with as many images as PoseGen renders in all"),
+    "random_double": ("Random, twice", "as random, with twice as many random images"),
+    "random_more": (
+        "More random",
+        "as random, with as many random images as PoseGen renders in all",
+    ),
     "real_poses": ("Real poses", "half source, half real poses from broad random cameras"),
     "hard_mined": (
         "Hard-mined",
         "half source, half those of many random images that PoseGen's feedback pays best",
     ),
-    "no_feedback": ("No feedback", "half source, half from a generator trained for realism alone"),
-    "posegen": ("PoseGen", "half source, half poses and cameras from the trained generator"),
+    "no_feedback": ("No feedback", "as PoseGen, its generator trained for realism alone"),
+    "posegen": (
+        "PoseGen",
+        "half source, the rest from the trained generator (a share of it random)",
+    ),
 }
 _SETS = {  # name -> label, what it shows
     "source": ("Source", "the training clips' other halves, eye level; people and backgrounds new"),

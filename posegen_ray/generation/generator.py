@@ -124,7 +124,7 @@ class Generator(nn.Module):
         bound = bound.clamp_max(math.radians(config.residual_degrees))
         bound[0] = bound[0].clamp_max(math.radians(config.residual_degrees) / 3)
         self.register_buffer("bound", bound)
-        inputs = config.noise + VIEW_CHANNELS + 1
+        inputs = config.noise + VIEW_CHANNELS + 3
         if config.mode == "residual":
             inputs += NUM_JOINTS * (6 + 3)
         layers: list[nn.Module] = []
@@ -147,7 +147,7 @@ class Generator(nn.Module):
                 self.pose_head.bias.copy_(to_6d(mean).flatten())
 
     def expected_payment(self, proposal: Proposal) -> Tensor:  # [B]
-        """What the critic expects. Differentiable in pose and view."""
+        """What the critic expects. Differentiable in pose, view and lighting."""
         answer: Tensor = self.critic(features(proposal, self.num_subjects))
         return answer
 
@@ -210,7 +210,7 @@ class Generator(nn.Module):
     def draw_prior(self, count: int, rng: torch.Generator) -> Latent:
         """Latents without a choice."""
         base = self.base.poses[self.base.draw(count, rng)]
-        rotations = recombine(base.rotations, self.bank, self.config.recombine, rng)
+        rotations = recombine(base.rotations, self.base, self.config.recombine, rng)
         turn = torch.randn(count, NUM_JOINTS, 3, generator=rng)
         rotations = tumble(rotations, self.config.tumble, rng)
         made = torch.tanh(self.config.residual_prior * turn) * self.bound.cpu()
@@ -244,7 +244,10 @@ class Generator(nn.Module):
         unit = latent.unit.clamp(1e-3, 1 - 1e-3)
         start = asked_for(unit, config.condition, config.camera)
         turn = 2 * math.pi * start[:, :1]
-        inputs = [latent.noise, turn.cos(), turn.sin(), 2 * start[:, 1:] - 1]
+        # from which side light falls on the body depends on where in the world it faces
+        heading = facing(base.rotations)[:, None]
+        angles = [turn.cos(), turn.sin(), heading.cos(), heading.sin()]
+        inputs = [latent.noise, *angles, 2 * start[:, 1:] - 1]
         if config.mode == "residual":
             # the body's heading is taken out: the azimuth is relative to it
             upright = _without_heading(base.rotations)

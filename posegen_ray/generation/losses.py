@@ -72,7 +72,7 @@ def ambiguous(
 
 def feedback_payment(
     error: Tensor,  # [B] mm
-    reference: float,  # mm: the estimator's median error on real poses
+    reference: float,  # mm: the estimator's median error, on what feedback.band_of says
     config: FeedbackConfig,
     progress: float = 1.0,  # of the training, 0 to 1: where feedback.curriculum has got to
 ) -> Tensor:  # [B] about 0 below the band, 1 at its top, falling slowly beyond

@@ -354,7 +354,7 @@ class RandomSampler(RealPoseSampler):
 
     def change(self, poses: PoseBatch, rng: torch.Generator) -> PoseBatch:
         count = len(poses)
-        rotations = recombine(poses.rotations, self.bank, self.recombine, rng)
+        rotations = recombine(poses.rotations, self.base, self.recombine, rng)
         turn = torch.randn(count, NUM_JOINTS, 3, generator=rng) * self.scale
         turn = turn * self.limits.share_within(rotations, turn)[..., None]
         rotations = tumble(rotations @ from_axis_angle(turn), self.share_tumbling, rng)

@@ -16,7 +16,7 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera, project, to_camera
 from posegen_ray.body.model import BodyModel, PosedBody, forward_kinematics
 from posegen_ray.body.skeleton import JOINT, LIMB_JOINTS, PARENTS
-from posegen_ray.config import ValidityConfig
+from posegen_ray.config import ANYHOW, ValidityConfig
 from posegen_ray.generation.limits import JointLimits
 from posegen_ray.generation.proposal import Proposal
 from posegen_ray.generation.support import overhang
@@ -139,7 +139,7 @@ class ValidityChecker:
             ground = posed.joints[..., 1].amin(1).clamp_max(0.1)
             clear = clear & (centre[:, 1] > ground + config.camera_height)
         supported = torch.ones(len(start), dtype=torch.bool, device=start.device)
-        if math.isfinite(config.support):
+        if config.support != ANYHOW:
             hanging = overhang(start, end, radii, _MASS.to(start))
             supported = hanging <= self.allowed_overhang + config.support
         return Validity(

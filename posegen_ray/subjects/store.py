@@ -221,6 +221,11 @@ def _unpack(
     return VoxelSubject(manifest, lattice, grid, light)
 
 
+def field_kind(folder: Path) -> str:
+    """What kind of field a stored subject has (voxels, anerf); raises SubjectError."""
+    return str(_read_json(folder)["field"]["kind"])
+
+
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:

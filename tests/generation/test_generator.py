@@ -79,7 +79,7 @@ def test_no_weights_can_leave_the_cameras_range_or_the_residuals_bounds() -> Non
 
 
 def test_residual_mode_turns_only_a_little_and_recombines_its_share() -> None:
-    generator = make(recombine=0.5)
+    generator = make(recombine=0.5, tumble=0.0)
     bank = generator.bank.poses.rotations
     base = generator.draw(400, seeded(0)).base.rotations
     gaps = (base[:, None] - bank[None]).abs().amax((2, 3, 4)).amin(1)
