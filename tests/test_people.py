@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from bodies import capsule_body, capture_of, painted_subject
 
 from posegen_ray import jobs
 from posegen_ray.compose import compose_config
-from posegen_ray.config import RunConfig
+from posegen_ray.config import AnerfConfig, RunConfig
 from posegen_ray.console import Console
+from posegen_ray.drawing import Drawing
 from posegen_ray.errors import ConfigError
 from posegen_ray.local import LocalBackend
 from posegen_ray.people import fit_capture, fit_several
+from posegen_ray.subjects.anerf import SkeletonField
 from posegen_ray.subjects.capture import write_capture
-from posegen_ray.subjects.store import list_subjects, load_subject
+from posegen_ray.subjects.store import AnerfSubject, list_subjects, load_subject, save_subject
 
 QUICK = ("fit.steps=8", "fit.preview_every=4", "fit.region.voxel=0.02", "runtime=inprocess")
 
@@ -74,3 +78,19 @@ def test_two_captures_of_one_name_are_refused(captures: list[Path]) -> None:
         pytest.raises(ConfigError, match=r"ann and .*twin are both named 'ann'"),
     ):
         fit_several(config, backend, console)
+
+
+def test_people_whose_light_is_fast_need_their_field_named(tmp_path: Path) -> None:
+    field = SkeletonField(torch.zeros(24, 3), AnerfConfig(depth=2, width=8))
+    manifest = replace(painted_subject().manifest, name="ann")
+    save_subject(AnerfSubject(manifest, field), tmp_path / "people" / "ann")
+    cast = ["subject=folder", f"subject.folder={tmp_path}/people", "subject.names=[ann]"]
+    for more in ([], ["field=anerf"]):
+        config = settings(*cast, *more)
+        with LocalBackend(config, Console(quiet=True)) as backend:
+            drawing = Drawing(config, tmp_path, backend, Console(quiet=True))
+            if more:
+                assert [name for name, _ in drawing.subjects()] == ["ann"]
+            else:
+                with pytest.raises(ConfigError, match="field=anerf"):
+                    drawing.subjects()

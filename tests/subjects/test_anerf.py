@@ -14,6 +14,7 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera, orbit
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RendererConfig
+from posegen_ray.errors import RenderError
 from posegen_ray.records import RenderRequest
 from posegen_ray.subjects.anerf import (
     AnerfModel,
@@ -151,6 +152,18 @@ def test_a_picture_is_drawn_the_same_whatever_its_pieces(monkeypatch: pytest.Mon
     for item in range(2):
         alone = model.draw(bones[[item]], camera(2)[[item]])
         torch.testing.assert_close(alone[0], together[item], rtol=0, atol=1e-5)
+
+
+def test_light_may_be_brighter_but_not_come_from_elsewhere() -> None:
+    bones, _ = posed(1)
+    model = AnerfModel(field())
+    filmed = model.draw(bones, camera(1))
+    brighter = model.draw(bones, camera(1), torch.tensor([[0.0, 1.0, 1.5]]))
+    torch.testing.assert_close(brighter[..., :3], 1.5 * filmed[..., :3])
+    torch.testing.assert_close(brighter[..., 3], filmed[..., 3])
+    for light in ([0.5, 1.0, 1.0], [0.0, 1.5, 1.0]):
+        with pytest.raises(RenderError, match="cannot be turned"):
+            model.draw(bones, camera(1), torch.tensor([light]))
 
 
 def test_gradients_reach_pose_and_camera_through_a_renderer(tmp_path: Path) -> None:
