@@ -165,8 +165,8 @@ def trial_config(config: RunConfig, point: Point) -> RunConfig:
     settings = {p.name: point[p.name] for p in config.tune.space}
     # no trial fine-tunes an estimator before it trains: all attack it as it comes
     training = replace(config.training, attack="pretrained")
-    config = replace(config, tune=TuneConfig(), training=training)
-    return with_settings(config, rounded(config, settings))
+    plain = replace(config, tune=TuneConfig(), training=training)
+    return with_settings(plain, rounded(config, settings))
 
 
 def rounded(config: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_doctor_says_what_is_missing_and_why(capsys):
     text = capsys.readouterr().out
     assert "blazepose-full" in text
     assert "none in /nowhere; needed for body=smpl" in text
-    assert "experiment=ablation, demo, ood, paper, small, tiny" in text
+    assert "experiment=ablation, demo, full, ood, paper, small, tiny" in text
 
 
 def test_doctor_finds_smpl_under_its_published_name(capsys, tmp_path):

@@ -25,7 +25,7 @@ from posegen_ray.cli import main
 from posegen_ray.estimators import PoseEstimator
 
 
-@pytest.mark.parametrize("kind", ["spin", "hybrik_res34"])
+@pytest.mark.parametrize("kind", ["spin", pytest.param("hybrik_res34", marks=pytest.mark.slow)])
 def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, smpl, tmp_path, monkeypatch):
     folder, arrays = smpl
     checkpoint = tmp_path / "checkpoint.pt"
