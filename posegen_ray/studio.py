@@ -23,7 +23,7 @@ from torch import Tensor
 from posegen_ray.body import load_body
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import ANYHOW, BodyConfig, CameraRangeConfig, RunConfig
-from posegen_ray.errors import CheckpointError, SubjectError
+from posegen_ray.errors import SubjectError
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.registry import crop_spec
 from posegen_ray.generation.generator import Generator, GeneratorSampler
@@ -155,23 +155,6 @@ class Studio:
         generator = Generator(self.config.generator, self.source, len(self.folders), valid)
         return generator.to(cast.shapes.device)
 
-    def trained_generator(self, state: Mapping[str, Tensor]) -> Generator:
-        """A generator with weights from a checkpoint.
-
-        Raises:
-            CheckpointError: they are those of another kind of generator.
-        """
-        generator = self.generator()
-        try:
-            generator.load_state_dict(dict(state))
-        except RuntimeError as error:
-            raise CheckpointError(
-                "The weights of the generator do not fit: they were written with other settings "
-                f"of its network, or by another version ({str(error).splitlines()[-1].strip()}).",
-                "Train again, or use the version and the settings that wrote them.",
-            ) from error
-        return generator
-
     def source_sampler(self) -> SourceSampler:
         """Real training poses at eye level."""
         return SourceSampler(self.source, len(self.folders), self.config.generator.light)
@@ -246,7 +229,8 @@ class Drawer:
         for version, state in enumerate(states):
             mine = [seed for seed in seeds if seed % len(states) == version]
             if mine:
-                generator = self._studio.trained_generator(state)
+                generator = self._studio.generator()
+                generator.load_weights(state)
                 parts.append(self._draw(GeneratorSampler(generator), mine))
         counts: Counter[str] = Counter()
         for _, part in parts:

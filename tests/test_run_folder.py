@@ -1,16 +1,12 @@
 """Run folders: nothing is overwritten, and a resumed run keeps the settings it was started with."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from posegen_ray.compose import compose_config
-from posegen_ray.errors import CheckpointError, ConfigError, ResourceError
+from posegen_ray.errors import ConfigError, ResourceError
 from posegen_ray.experiment import open_finished_run, open_run_folder
-from posegen_ray.generation.generator import Generator
-from posegen_ray.studio import Studio
 
 
 def test_an_earlier_run_is_moved_aside_and_said(tmp_path):
@@ -68,13 +64,3 @@ def test_a_finished_run_can_be_asked_for_a_part(tmp_path):
     assert condition.clips == ["walk*"]
     assert (condition.azimuth_low, condition.azimuth_high) == (135, 225)
     assert condition.elevation_low == started.generator.condition.elevation_low
-
-
-def test_generators_of_another_kind_are_refused(tmp_path):
-    ours = compose_config(["runtime=inprocess"])
-    people = (("ada", str(tmp_path)),)  # not looked at before a picture is drawn
-    studio = Studio(ours, people)
-    studio.people = SimpleNamespace(shapes=torch.zeros(1, 10))
-    other = Generator(replace(ours.generator, hidden=8), studio.source, 1)
-    with pytest.raises(CheckpointError, match="do not fit"):
-        studio.trained_generator(other.state_dict())

@@ -6,7 +6,7 @@ Knows nothing about rendering or estimators. B is the batch. Differentiable in i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from posegen_ray.body.rotation import from_6d, from_axis_angle, to_6d
 from posegen_ray.body.skeleton import NUM_JOINTS
 from posegen_ray.config import GeneratorConfig
+from posegen_ray.errors import CheckpointError
 from posegen_ray.generation.critic import Critic, features
 from posegen_ray.generation.lighting import LIGHT_CHANNELS, lighting_from_unit
 from posegen_ray.generation.limits import JointLimits
@@ -154,6 +155,21 @@ class Generator(nn.Module):
     def own_parameters(self) -> list[nn.Parameter]:
         """All but the critic's, which learns from other data."""
         return [p for name, p in self.named_parameters() if not name.startswith("critic.")]
+
+    def load_weights(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over weights from a checkpoint.
+
+        Raises:
+            CheckpointError: they are those of another kind of generator.
+        """
+        try:
+            self.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise CheckpointError(
+                "The weights of the generator do not fit: they were written with other settings "
+                f"of its network, or by another version ({str(error).splitlines()[-1].strip()}).",
+                "Train again, or use the version and the settings that wrote them.",
+            ) from error
 
     @torch.no_grad()
     def draw(self, count: int, rng: torch.Generator) -> Latent:

@@ -7,7 +7,7 @@ from generation_fakes import small_bank
 
 from posegen_ray.body.rotation import geodesic_angle
 from posegen_ray.config import ConditionConfig, GeneratorConfig
-from posegen_ray.errors import ConfigError
+from posegen_ray.errors import CheckpointError, ConfigError
 from posegen_ray.generation.generator import Generator, GeneratorSampler
 from posegen_ray.generation.proposal import (
     CAMERA_CHANNELS,
@@ -143,6 +143,11 @@ def test_a_trained_generator_can_be_asked_for_a_part() -> None:
     again = whole(replace(latent, unit=placed)).proposal
     torch.testing.assert_close(again.poses.rotations, made.poses.rotations, atol=1e-3, rtol=0)
     torch.testing.assert_close(again.view.elevation, made.view.elevation, atol=1e-3, rtol=0)
+
+
+def test_weights_of_another_kind_of_generator_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="do not fit"):
+        make().load_weights(make(hidden=8).state_dict())
 
 
 def test_light_is_proposed_and_moved_like_the_camera() -> None:
