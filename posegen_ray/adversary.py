@@ -238,7 +238,9 @@ class Adversary:
             + config.joint_limits * terms["joint_limits"]
             + config.residual * generated.residual.square().mean()
             + config.camera_entropy
-            * losses.camera_entropy_loss(generated.unit, config.camera_entropy_floor)
+            * losses.camera_entropy_loss(
+                generated.unit, generated.circles, config.camera_entropy_floor
+            )
         )
         norm = self._update(
             loss,
@@ -248,7 +250,7 @@ class Adversary:
             reduce_fn,
         )
         self._count_skip(norm is None)
-        spread = losses.camera_spread(generated.unit.detach())
+        spread = losses.camera_spread(generated.unit.detach(), generated.circles)
         metrics = {
             **measured,
             **{name: float(term.detach()) for name, term in terms.items()},

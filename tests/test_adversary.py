@@ -110,14 +110,14 @@ def weights(made: Adversary) -> torch.Tensor:
 def test_step_changes_generator_discriminator_and_critic_but_not_the_estimator() -> None:
     made, estimator = calibrated(), Guesser()
     before = [p.clone() for p in estimator.parameters()]
-    heads = [m.weight.clone() for m in (made.generator.camera_head, made.generator.pose_head)]
+    heads = [m.weight.clone() for m in (made.generator.view_head, made.generator.pose_head)]
     critic = made.generator.critic.layers[0].weight.clone()  # type: ignore[union-attr, operator]
     judge_before = torch.cat([p.detach().flatten() for p in made.discriminator.parameters()])
     for number in range(2):
         metrics = made.step(6, soft_dots, estimator, grey, seeded(number))
     assert metrics.skipped == 0
     assert made.reference_mm > 0
-    after = [m.weight for m in (made.generator.camera_head, made.generator.pose_head)]
+    after = [m.weight for m in (made.generator.view_head, made.generator.pose_head)]
     assert all(not torch.equal(a, b) for a, b in zip(heads, after, strict=True))
     assert not torch.equal(critic, made.generator.critic.layers[0].weight)  # type: ignore[arg-type]
     judge_after = torch.cat([p.detach().flatten() for p in made.discriminator.parameters()])
@@ -319,11 +319,11 @@ class OnlyAnswers(Guesser):
 
 def test_a_black_box_is_searched_by_score() -> None:
     made = calibrated()
-    before = made.generator.camera_head.weight.clone()
+    before = made.generator.view_head.weight.clone()
     metrics = made.step(6, soft_dots, OnlyAnswers(), grey, seeded(0))
     assert metrics.skipped == 0
     assert metrics.error_mm > 0
-    assert not torch.equal(before, made.generator.camera_head.weight)
+    assert not torch.equal(before, made.generator.view_head.weight)
 
 
 def test_a_differentiable_estimator_is_searched_by_score_on_request() -> None:
@@ -350,7 +350,7 @@ def test_the_generator_says_how_likely_what_it_tried_was() -> None:
     assert torch.allclose(tried.log_probability, -noise.square().sum(1) / 2, atol=1e-4)
     assert torch.equal(plain.log_probability, torch.zeros(4))
     assert not torch.equal(tried.unit, plain.unit)
-    (slope,) = torch.autograd.grad(tried.log_probability[0], generator.camera_head.bias)
+    (slope,) = torch.autograd.grad(tried.log_probability[0], generator.view_head.bias)
     assert torch.allclose(slope, noise[0, -11:] / 0.3, atol=1e-4)
 
 

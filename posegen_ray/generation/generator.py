@@ -73,6 +73,7 @@ class Generated:
     latent: Latent
     unit: Tensor  # [B, 11] in (0, 1): place of camera (7) and light (4) in what is asked for
     shift: Tensor  # [B, 11] in (-1, 1): how far it was moved from the prior, of what is allowed
+    circles: Tensor  # [11] which of these numbers are a whole turn: 0 and 1 are the same
     residual: Tensor  # [B, 24, 3] in (-1, 1): change of the base pose, in bounds; 0 in noise mode
     prior_residual: Tensor  # [B, 24, 3] the same before learning
     subject_log_probability: Tensor  # [B] for a score-function gradient to the choice
@@ -125,7 +126,13 @@ class Generator(nn.Module):
         bound = bound.clamp_max(math.radians(config.residual_degrees))
         bound[0] = bound[0].clamp_max(math.radians(config.residual_degrees) / 3)
         self.register_buffer("bound", bound)
-        inputs = config.noise + VIEW_CHANNELS + 3
+        circles = torch.zeros(VIEW_CHANNELS, dtype=torch.bool)
+        condition = config.condition
+        circles[0] = condition.azimuth_high - condition.azimuth_low == 360
+        circles[CAMERA_CHANNELS] = config.light.turn == 180
+        self.circles: Tensor
+        self.register_buffer("circles", circles, persistent=False)
+        inputs = config.noise + VIEW_CHANNELS + 4  # angles as sine and cosine, and the heading
         if config.mode == "residual":
             inputs += NUM_JOINTS * (6 + 3)
         layers: list[nn.Module] = []
@@ -134,10 +141,10 @@ class Generator(nn.Module):
             inputs = config.hidden
         self.trunk = nn.Sequential(*layers)
         self.pose_head = nn.Linear(inputs, NUM_JOINTS * (3 if config.mode == "residual" else 6))
-        self.camera_head = nn.Linear(inputs, VIEW_CHANNELS)  # and light
+        self.view_head = nn.Linear(inputs, VIEW_CHANNELS)  # and light
         self.subject_logits = nn.Parameter(torch.zeros(num_subjects))
         self.critic = Critic(num_subjects)
-        for head in (self.pose_head, self.camera_head):
+        for head in (self.pose_head, self.view_head):
             nn.init.normal_(head.weight, std=1e-3)
             nn.init.zeros_(head.bias)
         if config.mode == "noise":
@@ -241,7 +248,7 @@ class Generator(nn.Module):
     @property
     def num_actions(self) -> int:
         """How many numbers decide on pose, camera and light: those that `forward` adds noise to."""
-        return self.pose_head.out_features + self.camera_head.out_features
+        return self.pose_head.out_features + self.view_head.out_features
 
     def forward(
         self,
@@ -259,17 +266,18 @@ class Generator(nn.Module):
         base = latent.base
         unit = latent.unit.clamp(1e-3, 1 - 1e-3)
         start = asked_for(unit, config.condition, config.camera)
-        turn = 2 * math.pi * start[:, :1]
         # from which side light falls on the body depends on where in the world it faces
-        heading = facing(base.rotations)[:, None]
-        angles = [turn.cos(), turn.sin(), heading.cos(), heading.sin()]
-        inputs = [latent.noise, *angles, 2 * start[:, 1:] - 1]
+        heading = facing(base.rotations)
+        lamp = lighting_from_unit(start[:, CAMERA_CHANNELS:], config.light).light[:, 0]
+        angles = torch.stack([2 * math.pi * start[:, 0], lamp, heading], 1)
+        others = [c for c in range(VIEW_CHANNELS) if c not in (0, CAMERA_CHANNELS)]
+        inputs = [latent.noise, angles.cos(), angles.sin(), 2 * start[:, others] - 1]
         if config.mode == "residual":
             # the body's heading is taken out: the azimuth is relative to it
             upright = _without_heading(base.rotations)
             inputs += [to_6d(upright).flatten(1), latent.turn.flatten(1)]
         hidden = self.trunk(torch.cat(inputs, 1))
-        raw, camera = self.pose_head(hidden), self.camera_head(hidden)
+        raw, camera = self.pose_head(hidden), self.view_head(hidden)
         if config.learns == "camera":
             raw = raw.detach() * 0
         elif config.learns == "pose":
@@ -291,12 +299,11 @@ class Generator(nn.Module):
             rotations = from_6d(raw.unflatten(-1, (NUM_JOINTS, 6)))
             poses = PoseBatch(rotations, base.translation)
         shift = torch.tanh(camera)
-        moved = torch.sigmoid(torch.logit(unit) + config.camera_shift * shift)
-        if config.condition.azimuth_high - config.condition.azimuth_low == 360:
-            # the azimuth is a circle: a shift may carry it past its ends, up to half a turn
-            limit = min(0.5, config.camera_shift / 4)
-            azimuth = torch.remainder(latent.unit[:, :1] + limit * shift[:, :1], 1.0)
-            moved = torch.cat([azimuth, moved[:, 1:]], 1)
+        inside = torch.sigmoid(torch.logit(unit) + config.camera_shift * shift)
+        # on a circle a shift may carry past the ends, up to half a turn
+        limit = min(0.5, config.camera_shift / 4)
+        around = torch.remainder(latent.unit + limit * shift, 1.0)
+        moved = torch.where(self.circles, around, inside)
         placed = asked_for(moved, config.condition, config.camera)
         # no gradient through the heading: it is undefined for a body that lies on its back
         heading = facing(base.rotations if config.mode == "residual" else poses.rotations).detach()
@@ -309,6 +316,7 @@ class Generator(nn.Module):
             latent,
             moved,
             shift,
+            self.circles,
             residual,
             prior_residual,
             subject_log_probability,

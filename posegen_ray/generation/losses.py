@@ -17,7 +17,7 @@ from posegen_ray.body.skeleton import LIMB_JOINT_NAMES, mirrored
 from posegen_ray.config import DiscriminatorConfig, FeedbackConfig
 from posegen_ray.errors import ConfigError
 from posegen_ray.generation.discriminator import Discriminator
-from posegen_ray.generation.generator import VIEW_CHANNELS, Generated
+from posegen_ray.generation.generator import Generated
 from posegen_ray.generation.limits import JointLimits
 
 _SWAPPED = list(mirrored(LIMB_JOINT_NAMES))
@@ -114,7 +114,8 @@ def diversity(
     prior gave for the same randomness (noise mode: between their noises), are rewarded up to
     `kept`. It costs nothing to an untrained generator, and pulls it in no direction.
     """
-    ratios = [_apart(generated.unit) / _apart(generated.latent.unit).clamp_min(1e-6)]
+    ends = generated.circles
+    ratios = [_apart(generated.unit, ends) / _apart(generated.latent.unit, ends).clamp_min(1e-6)]
     if bool((generated.prior_residual != 0).any()):
         made, prior = generated.residual.flatten(1), generated.prior_residual.flatten(1)
         ratios.append(_apart(made) / _apart(prior).clamp_min(1e-6))
@@ -128,21 +129,23 @@ def diversity(
 
 
 def camera_spread(
-    unit: Tensor,  # [B, 11] in (0, 1); the first is an angle
+    unit: Tensor,  # [B, 11] in (0, 1)
+    circles: Tensor,  # [11] bool: which of them are whole turns
 ) -> Tensor:  # [11] in [0, 1]: 1 for the prior's spread, 0 for a constant
     """How much of the prior's spread each channel of camera and light keeps. Differentiable."""
-    angle = 2 * math.pi * unit[:, 0]
-    length = (angle.cos().mean().square() + angle.sin().mean().square() + 1e-10).sqrt()
-    deviation = (unit[:, 1:].var(0, unbiased=False) + 1e-10).sqrt() * math.sqrt(12)
-    return torch.cat([(1 - length)[None], deviation]).clamp_max(1.0)
+    angle = 2 * math.pi * unit
+    length = (angle.cos().mean(0).square() + angle.sin().mean(0).square() + 1e-10).sqrt()
+    deviation = (unit.var(0, unbiased=False) + 1e-10).sqrt() * math.sqrt(12)
+    return torch.where(circles, 1 - length, deviation).clamp_max(1.0)
 
 
 def camera_entropy_loss(
     unit: Tensor,  # [B, 11]
+    circles: Tensor,  # [11] bool
     floor: float,
 ) -> Tensor:  # []
     """Costs nothing while every channel keeps `floor` of the prior's spread."""
-    return (floor - camera_spread(unit)).clamp_min(0).square().sum()
+    return (floor - camera_spread(unit, circles)).clamp_min(0).square().sum()
 
 
 def joint_limit_loss(
@@ -176,9 +179,10 @@ def discriminator_loss(
 
 def _apart(
     rows: Tensor,  # [B, N]
+    circles: Tensor | None = None,  # [N] bool: which are turns; None: no one is
 ) -> Tensor:  # [B] distance of each row from the next one
     difference = rows - rows.roll(1, 0)
-    if rows.shape[1] == VIEW_CHANNELS:  # the first channel is an angle, in turns
-        turn = difference[:, :1] - torch.round(difference[:, :1].detach())
-        difference = torch.cat([turn, difference[:, 1:]], 1)
+    if circles is not None:
+        around = difference - torch.round(difference.detach())
+        difference = torch.where(circles, around, difference)
     return (difference.square().sum(1) + 1e-10).sqrt()

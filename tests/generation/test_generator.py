@@ -6,7 +6,7 @@ import torch
 from generation_fakes import small_bank
 
 from posegen_ray.body.rotation import geodesic_angle
-from posegen_ray.config import ConditionConfig, GeneratorConfig
+from posegen_ray.config import ConditionConfig, GeneratorConfig, LightRangeConfig
 from posegen_ray.errors import CheckpointError, ConfigError
 from posegen_ray.generation.generator import Generator, GeneratorSampler
 from posegen_ray.generation.proposal import (
@@ -108,8 +108,8 @@ def test_bodies_that_lie_on_their_back_keep_finite_gradients() -> None:
     generator = Generator(GeneratorConfig(), bank, 1)
     proposal = generator.sample(8, seeded(0))
     proposal.view.azimuth.sum().backward()
-    assert generator.camera_head.weight.grad is not None
-    assert torch.isfinite(generator.camera_head.weight.grad).all()
+    assert generator.view_head.weight.grad is not None
+    assert torch.isfinite(generator.view_head.weight.grad).all()
 
 
 def test_subjects_are_equally_likely_until_learned() -> None:
@@ -160,10 +160,28 @@ def test_light_is_proposed_and_moved_like_the_camera() -> None:
     assert float(contrast.max()) == pytest.approx(1.5, abs=0.02)
     assert float(exposure.log().mean()) == pytest.approx(math.log(0.75 * 1.2) / 2, abs=0.02)
     with torch.no_grad():
-        generator.camera_head.bias[CAMERA_CHANNELS + 3] = -4.0  # dark backgrounds
+        generator.view_head.bias[CAMERA_CHANNELS + 3] = -4.0  # dark backgrounds
     after = generator.sample(2000, seeded(0)).lighting
     assert after.background.median() < 0.75 < before.background.median()
     assert after.background.min() >= 0.7 - 1e-4
+
+
+@pytest.mark.parametrize("widest", [180.0, 90.0])
+def test_light_turns_all_the_way_round_or_stays_in_its_range(widest: float) -> None:
+    generator = make(candidates=1, camera_shift=1.0, light=LightRangeConfig(turn=widest))
+    latent = generator.draw(200, seeded(0))
+    before = generator(latent).proposal.lighting.light[:, 0]
+    with torch.no_grad():
+        generator.view_head.bias[CAMERA_CHANNELS] = 5.0  # as far as it may go
+    after = generator(latent).proposal.lighting.light[:, 0]
+    assert after.abs().max() <= math.radians(widest) + 1e-4
+    if widest == 180:
+        torch.testing.assert_close(
+            wrap(after - before), torch.full((200,), math.pi / 2), atol=0.01, rtol=0
+        )
+        assert (after < before).any()  # it went past the end
+    else:
+        assert (after > before).all()
 
 
 def test_sampler_names_its_poses_generated_and_keeps_no_graph() -> None:

@@ -118,22 +118,30 @@ def test_diversity_punishes_answers_that_are_all_alike(mode: str) -> None:
 def test_diversity_leaves_an_untrained_generator_alone() -> None:
     generator = Generator(GeneratorConfig(), small_bank(), 1)
     diversity(generator(generator.draw(32, seeded(0)))).backward()
-    assert generator.camera_head.weight.grad is not None
-    assert generator.camera_head.weight.grad.abs().max() == 0
+    assert generator.view_head.weight.grad is not None
+    assert generator.view_head.weight.grad.abs().max() == 0
 
 
 def test_cameras_spread_is_one_for_the_prior_and_free_above_the_floor() -> None:
     prior = torch.rand(4000, 7, generator=seeded(0))
-    assert camera_spread(prior).min() > 0.95
-    assert camera_entropy_loss(prior, 0.5) == 0
+    circles = torch.arange(7) == 0
+    assert camera_spread(prior, circles).min() > 0.95
+    assert camera_entropy_loss(prior, circles, 0.5) == 0
     narrow = 0.5 + 0.1 * (prior - 0.5)
-    assert camera_spread(narrow).max() < 0.15
+    assert camera_spread(narrow, circles).max() < 0.15
     narrow.requires_grad_()
-    loss = camera_entropy_loss(narrow, 0.5)
+    loss = camera_entropy_loss(narrow, circles, 0.5)
     (slope,) = torch.autograd.grad(loss, narrow)
     assert loss > 0.5
     wider = narrow - 0.01 * slope / slope.abs().max()
-    assert camera_entropy_loss(wider, 0.5) < loss
+    assert camera_entropy_loss(wider, circles, 0.5) < loss
+
+
+def test_numbers_around_the_end_of_a_circle_are_close_and_those_of_a_range_are_not() -> None:
+    ends = torch.tensor([0.01, 0.99]).repeat(100)[:, None].expand(-1, 2)
+    circle, range_ = camera_spread(ends, torch.tensor([True, False])).tolist()
+    assert circle < 0.01
+    assert range_ == 1.0
 
 
 @pytest.mark.parametrize("settings", [{"band_low": 2.0, "band_high": 1.5}, {"weight": -1.0}])

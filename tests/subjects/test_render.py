@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.errors import RenderError
 from posegen_ray.records import RenderRequest, lit
 from posegen_ray.subjects.render import Renderer, make_renderer
+from posegen_ray.subjects.render_reference import ReferenceModel
 from posegen_ray.subjects.store import VoxelSubject
 
 CAMERA = ("rotation", "translation", "focal", "principal")
@@ -93,30 +95,47 @@ def test_fused_and_reference_pictures_agree(
     assert (difference.max(-1) > 5 * tolerance).mean() < 5e-4
 
 
-@pytest.mark.parametrize(
-    ("contact", "shines", "tolerance"),
-    [(False, False, 1e-3), (False, True, 1e-3), (True, False, 1.5e-3), (True, True, 2e-3)],
-)
+@pytest.mark.parametrize("shines", [False, True])
+@pytest.mark.parametrize("contact", [False, True])
 def test_fused_and_reference_gradients_agree(
-    capsule_subject: VoxelSubject, contact: bool, shines: bool, tolerance: float
+    capsule_subject: VoxelSubject, contact: bool, shines: bool
 ) -> None:
+    """The reference in double precision: where bodies touch, its own rounding in single precision
+    is ten times what the fused renderer is wrong by."""
     request = _request(batch=2, contact=contact)
     subject = shining(capsule_subject) if shines else capsule_subject
     fused = _renderer(subject, early_stop=0.0)
-    reference = _renderer(subject, kind="reference")
+    parts = _doubled((subject.lattice, subject.field, subject.light))
+    reference = ReferenceModel(*parts, RendererConfig(kind="reference"))
+    leaves = _doubled([request.bones, *(getattr(request.camera, n) for n in CAMERA), lit(request)])
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    camera = replace(request.camera, **dict(zip(CAMERA, leaves[1:-1], strict=True)))
+    picture = reference.draw(leaves[0], camera, leaves[-1])
     apart: dict[str, float] = {}
     whole: dict[str, float] = {}
     # a gradient of one random picture may all but cancel: what is left is the processor's rounding
     for seed in range(4):
         weight = np.random.default_rng(seed).normal(size=(2, 48, 48, 4)).astype(np.float32)
-        pulled = (fused.vjp_arrays(request, weight), reference.vjp_arrays(request, weight))
-        for name, ours, theirs in zip(pulled[0]._fields, *pulled, strict=True):
+        pulled = fused.vjp_arrays(request, weight)
+        loss = (picture * torch.from_numpy(weight).double()).sum()
+        expected = torch.autograd.grad(loss, leaves, retain_graph=True)
+        for name, ours, tensor in zip(pulled._fields, pulled, expected, strict=True):
+            theirs = tensor.numpy()
             if name == "rotation":  # only turns have a meaning, not all changes of nine numbers
                 ours, theirs = _turning(request.camera, ours), _turning(request.camera, theirs)
             apart[name] = apart.get(name, 0.0) + float(np.square(ours - theirs).sum())
             whole[name] = whole.get(name, 0.0) + float(np.square(theirs).sum())
     for name in apart:
-        assert np.sqrt(apart[name] / whole[name]) <= tolerance, name
+        assert np.sqrt(apart[name] / whole[name]) <= 3e-4, name
+
+
+def _doubled(value: Any) -> Any:
+    """A tensor, or all that a record or a list holds, in double precision."""
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _doubled(getattr(value, f.name)) for f in fields(value)})
+    return type(value)(map(_doubled, value)) if isinstance(value, list | tuple) else value
 
 
 @pytest.mark.parametrize("contact", [False, True])
