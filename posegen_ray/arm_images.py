@@ -21,9 +21,9 @@ from posegen_ray.arms import (
     POSEGEN,
     RANDOM,
     SOURCE,
+    Arm,
     arm_named,
     draws_at_random_like,
-    fine_tuned_arms,
     own_images,
     rendered_for_feedback,
     trained_arms,
@@ -44,23 +44,23 @@ _RANDOM_PART = "_random"
 Generators = Callable[[int, str], Sequence[dict[str, Tensor]]]
 
 
-def random_part(config: RunConfig, arm: str) -> str:
-    """The set of an arm's images that are drawn at random: PoseGen's, where it is the same."""
-    found = [one for one in trained_arms(config) if one.name == arm]
-    own = bool(found) and not draws_at_random_like(found[0], config)
-    return (arm if own else POSEGEN) + _RANDOM_PART
-
-
 class ArmImages:
     """The training images of a run's arms and seeds, in `folder`.
 
     Args:
+        arms: those that are fine-tuned.
         generators: asked when an arm's own images are drawn.
     """
 
     def __init__(
-        self, drawing: Drawing, notes: SampleNotes, folder: Path, generators: Generators
+        self,
+        arms: Sequence[Arm],
+        drawing: Drawing,
+        notes: SampleNotes,
+        folder: Path,
+        generators: Generators,
     ) -> None:
+        self.arms = arms
         self.drawing = drawing
         self.config = drawing.config
         self.notes = notes
@@ -81,12 +81,18 @@ class ArmImages:
         """Gives a set's disk space back."""
         shutil.rmtree(self._path(name, seed))
 
+    def random_part(self, arm: str) -> str:
+        """The set of an arm's images that are drawn at random: PoseGen's, where it is the same."""
+        found = arm_named(trained_arms(self.arms), arm)
+        own = found is not None and not draws_at_random_like(found, self.config)
+        return (arm if own else POSEGEN) + _RANDOM_PART
+
     def _path(self, name: str, seed: int) -> Path:
         return self.folder / f"{name}-{seed}"
 
     def _draw_set(self, name: str, seed: int) -> None:
-        own = name in [arm.name for arm in fine_tuned_arms(self.config)]
-        samples, counts = self._draw_own(name, seed) if own else self._draw_part(name, seed)
+        own = arm_named(self.arms, name)
+        samples, counts = self._draw_own(own, seed) if own else self._draw_part(name, seed)
         self.notes.samples(f"{name}-{seed}", samples)
         self.notes.counts(f"{name}-{seed}", counts)
         if own:
@@ -117,9 +123,9 @@ class ArmImages:
         # the first of what the arm "random" draws: the same images, so chance tells them less apart
         return self._draw_good(RANDOM, count, self._stream("random", seed), (), settings)
 
-    def _draw_own(self, name: str, seed: int) -> tuple[Samples, Counts]:
+    def _draw_own(self, arm: Arm, seed: int) -> tuple[Samples, Counts]:
         """An arm's own images."""
-        arm, stream, count = arm_named(self.config, name), self._stream(name, seed), self._own
+        stream, count = self._stream(arm.name, seed), self._own
         if arm.kind == MINED:
             return self._mine(count, count + rendered_for_feedback(self.config), seed, stream)
         states: Sequence[dict[str, Tensor]] = ()
@@ -131,7 +137,7 @@ class ArmImages:
         count += arm.more
         samples, counts = self._draw_good(arm.kind, count, stream, states, arm.config)
         if arm.kind == GENERATED and arm.config.generator.share < 1:
-            random = self.kept(random_part(self.config, arm.name), seed).get()
+            random = self.kept(self.random_part(arm.name), seed).get()
             samples = concatenate_samples([samples, random])
         return samples, counts
 
@@ -159,8 +165,8 @@ class ArmImages:
 
     def _settings_of(self, arm: str) -> RunConfig:
         """An arm's settings; PoseGen's own where no arm is compared (`posegen train`)."""
-        found = [one for one in trained_arms(self.config) if one.name == arm]
-        return found[0].config if found else self.config
+        found = arm_named(trained_arms(self.arms), arm)
+        return found.config if found else self.config
 
     def _mine(self, count: int, pool: int, seed: int, stream: Seeds) -> tuple[Samples, Counts]:
         """Of a pool of random images those that PoseGen's feedback pays best.

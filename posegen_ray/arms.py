@@ -46,7 +46,8 @@ class Arm:
 
 
 def fine_tuned_arms(config: RunConfig) -> list[Arm]:
-    """The arms that are fine-tuned, in the order of experiment.arms.
+    """The arms that are fine-tuned, in the order of experiment.arms. Composes their settings, a
+    tenth of a second a variant: a run does so once.
 
     Raises:
         ConfigError: a variant's settings are wrong.
@@ -54,14 +55,14 @@ def fine_tuned_arms(config: RunConfig) -> list[Arm]:
     return [_arm(config, name) for name in config.experiment.arms if name != BASELINE]
 
 
-def arm_named(config: RunConfig, name: str) -> Arm:
-    """One of `fine_tuned_arms`."""
-    return next(arm for arm in fine_tuned_arms(config) if arm.name == name)
+def arm_named(arms: Sequence[Arm], name: str) -> Arm | None:
+    """One of `fine_tuned_arms`; None: there is no such arm."""
+    return next((arm for arm in arms if arm.name == name), None)
 
 
-def trained_arms(config: RunConfig) -> list[Arm]:
+def trained_arms(arms: Sequence[Arm]) -> list[Arm]:
     """Those whose generator has to be trained first."""
-    return [arm for arm in fine_tuned_arms(config) if arm.kind == GENERATED]
+    return [arm for arm in arms if arm.kind == GENERATED]
 
 
 def own_images(config: RunConfig) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from posegen_ray.arms import fine_tuned_arms, trained_arms
+from posegen_ray.arms import trained_arms
 from posegen_ray.body import load_body
 from posegen_ray.evaluation.coverage import (
     failure_coverage,
@@ -37,7 +37,7 @@ def history(run: Run) -> pd.DataFrame:
     return history_table(
         {
             arm.name: [run.trained(seed, arm.name) for seed in seeds]
-            for arm in trained_arms(run.config)
+            for arm in trained_arms(run.fine_tuned)
         }
     )
 
@@ -54,7 +54,7 @@ def failure_finding(
     threshold = THRESHOLD_FACTOR * float(np.median(errors[known] if known.any() else errors))
     clusters = find_failure_clusters(pose_view_features(tests.samples), errors, threshold)
     rows = []
-    for arm in fine_tuned_arms(run.config):
+    for arm in run.fine_tuned:
         for seed in run.config.experiment.seeds:
             noted = run.notes.read_errors(f"{arm.name}-{seed}")
             if noted is None:
@@ -84,7 +84,7 @@ def settings(run: Run) -> dict[str, str]:
     training = config.training
     rendered = [
         f"{arm.name} {run.trained(seed, arm.name).rendered}"
-        for arm in trained_arms(config)
+        for arm in trained_arms(run.fine_tuned)
         for seed in config.experiment.seeds
     ]
     joint_map = f"fitted on {config.experiment.joint_map_images} source images, for all arms"

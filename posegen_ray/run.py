@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from posegen_ray.arm_images import REFERENCE_HALF, SOURCE_HALF, ArmImages, random_part
+from posegen_ray.arm_images import REFERENCE_HALF, SOURCE_HALF, ArmImages
 from posegen_ray.arms import (
     POSEGEN,
     Arm,
@@ -69,7 +69,9 @@ class Run:
         self.console = console
         self.notes = SampleNotes(folder / "samples")
         self.drawing = Drawing(config, folder, backend, console)
+        self.fine_tuned = fine_tuned_arms(config)
         self.images = ArmImages(
+            self.fine_tuned,
             self.drawing,
             self.notes,
             self._scratch,
@@ -110,7 +112,7 @@ class Run:
 
     def trainings(self) -> None:
         """Trains the generators of all arms and seeds that need one."""
-        for arm in trained_arms(self.config):
+        for arm in trained_arms(self.fine_tuned):
             for seed in self.config.experiment.seeds:
                 self.training(seed, arm)
 
@@ -157,7 +159,7 @@ class Run:
         if attack == "source":
             return self._prepared("adapted", (), seed)
         if attack == "random":
-            part = random_part(self.config, arm.name if arm else POSEGEN)
+            part = self.images.random_part(arm.name if arm else POSEGEN)
             return self._prepared(f"{part}.attacked", (part,), seed)
         return None
 
@@ -251,23 +253,20 @@ class Run:
             with self.console.phase("finetune", f"fine-tuning {len(jobs)} arms"):
                 self.backend.run(jobs, "fine-tuning", "step", keep)
         return {
-            arm: [
-                load_checkpoint(self._kept(arm, seed))["answers"]
+            arm.name: [
+                load_checkpoint(self._kept(arm.name, seed))["answers"]
                 for seed in self.config.experiment.seeds
             ]
-            for arm in self._fine_tuned()
+            for arm in self.fine_tuned
         }
-
-    def _fine_tuned(self) -> list[str]:
-        return [arm.name for arm in fine_tuned_arms(self.config)]
 
     def _missing(self) -> list[tuple[str, int]]:
         """Arms (and their seeds) that are not fine-tuned yet."""
         return [
-            (arm, seed)
+            (arm.name, seed)
             for seed in self.config.experiment.seeds
-            for arm in self._fine_tuned()
-            if not self._kept(arm, seed).exists()
+            for arm in self.fine_tuned
+            if not self._kept(arm.name, seed).exists()
         ]
 
     def answer_again(self, arm: str, seed: int, tests: TestSet) -> Tensor:

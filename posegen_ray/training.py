@@ -39,7 +39,6 @@ from posegen_ray.studio import Drawer, Folders, RenderSource, TestShoot, studio_
 
 Advance = Callable[[int], object]
 STATE = "state"  # the checkpoint's folder inside what is reported
-CALIBRATION_IMAGES = 64
 
 
 class SampleStream(Protocol):
@@ -205,7 +204,7 @@ class _Run:
             self.estimator,
             self.studio.band_sampler(self.adversary.generator),
             self.background,
-            CALIBRATION_IMAGES,
+            self.config.training.calibration_images,
             rng,
         )
 

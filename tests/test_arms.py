@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from posegen_ray.arms import arm_named, fine_tuned_arms, rendered_for_feedback, trained_arms
+from posegen_ray.arms import fine_tuned_arms, rendered_for_feedback, trained_arms
 from posegen_ray.checkpoint import load_checkpoint
 from posegen_ray.cli import main
 from posegen_ray.compose import change_config, compose_config
@@ -121,17 +121,18 @@ def test_the_images_of_every_arm_are_measured(finished):
 
 def test_the_shipped_comparisons_compose():
     ood = compose_config(["experiment=ood"])
-    assert [arm.name for arm in trained_arms(ood)] == ["no_feedback", "posegen"]
+    trained = [arm.name for arm in trained_arms(fine_tuned_arms(ood))]
+    assert trained == ["no_feedback", "posegen", "all_learned"]
     full = compose_config(["experiment=full"])
     assert full.experiment.arms == ood.experiment.arms
     assert full.experiment.images_per_arm > 4 * ood.experiment.images_per_arm
     counts = [getattr(ood.experiment, f"test_{n}_images") for n in ("source", "wild", "view")]
     assert min(counts) > 0
     ablation = compose_config(["experiment=ablation"])
-    for arm in fine_tuned_arms(ablation):
-        if arm.name in ablation.experiment.variants:
-            assert arm.config != ablation, arm.name
-    assert arm_named(ablation, "camera_only").config.generator.learns == "camera"
+    arms = {arm.name: arm.config for arm in fine_tuned_arms(ablation)}
+    for name in ablation.experiment.variants:
+        assert arms[name] != ablation, name
+    assert arms["camera_only"].generator.learns == "camera"
 
 
 def test_a_changed_configuration_is_checked_as_a_composed_one():

@@ -47,6 +47,7 @@ class TrainingConfig:
     # source half (source); or on that and the random images of its own half (random, with
     # generator.share below 1). What those cure needs no generator
     attack: str = "random"
+    calibration_images: int = 64  # on whose median error the band is stated
     max_skipped_steps: int = 10  # so many non-finite steps in a row stop the run
     log_every: int = 5
     # generator: so many parts of a batch are rendered and judged one after the other; estimator:
@@ -59,7 +60,13 @@ class TrainingConfig:
     best_metric: str = "validation_mpjpe_mm"  # the one in which this is smallest; empty: none
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "steps_per_round", "batch_size", "estimator_batch_size"):
+        for name in (
+            "rounds",
+            "steps_per_round",
+            "batch_size",
+            "estimator_batch_size",
+            "calibration_images",
+        ):
             require(
                 getattr(self, name) >= 1,
                 f"training.{name}={getattr(self, name)} must be at least 1.",

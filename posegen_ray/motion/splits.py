@@ -7,6 +7,7 @@ used whole, and nowhere else.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def load_splits(config: MotionConfig) -> MotionSplits:
     unlisted = [name for name in own if name not in named]
 
     def clips(names: Iterable[str]) -> tuple[Clip, ...]:
-        return tuple(read_clip(files[name], config.frames_per_second) for name in names)
+        return tuple(_read(files[name], config.frames_per_second) for name in names)
 
     gap = round(config.gap_seconds * config.frames_per_second)
     halves = [_halves(clip, gap) for clip in clips([*config.source, *unlisted])]
@@ -68,6 +69,20 @@ def load_splits(config: MotionConfig) -> MotionSplits:
         validation=clips(config.validation),
         ood=clips(config.ood),
     )
+
+
+def _read(path: Path, frames_per_second: float) -> Clip:
+    """As `read_clip`; a file that has not changed is read once a process."""
+    try:
+        written = path.stat().st_mtime_ns
+    except OSError:
+        return read_clip(path, frames_per_second)  # which says what is wrong
+    return _read_once(path, written, frames_per_second)
+
+
+@functools.lru_cache(maxsize=128)
+def _read_once(path: Path, written: int, frames_per_second: float) -> Clip:
+    return read_clip(path, frames_per_second)
 
 
 def gather(clips: Iterable[Clip]) -> tuple[PoseBatch, tuple[str, ...]]:  # B frames, B clip names
