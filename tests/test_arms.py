@@ -132,7 +132,7 @@ def test_the_shipped_comparisons_compose():
     arms = {arm.name: arm.config for arm in fine_tuned_arms(ablation)}
     for name in ablation.experiment.variants:
         assert arms[name] != ablation, name
-    assert arms["camera_only"].generator.learns == "camera"
+    assert arms["camera_only"].generator.learns == ["camera", "light"]
 
 
 def test_a_changed_configuration_is_checked_as_a_composed_one():

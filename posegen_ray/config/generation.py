@@ -109,6 +109,9 @@ class LightRangeConfig:
         return (self.turn, self.contrast_low, self.contrast_high) == (0, 1, 1)
 
 
+LEARNABLE = ("pose", "camera", "light")
+
+
 @dataclass
 class GeneratorConfig:
     """Noise (and, in residual mode, a real pose) -> pose, camera, light and subject."""
@@ -123,7 +126,8 @@ class GeneratorConfig:
     residual_shift: float = 0.15  # how far learning may move them, as a share of that bound
     recombine: float = 0.75  # residual mode: share of poses with limbs of other real poses
     tumble: float = 0.3  # share of poses whose whole body turns about a level axis, by up to 180
-    learns: str = "both"  # both | pose | camera (with light): the other stays as its prior draws it
+    # pose, camera, light: what is not named stays as its prior draws it
+    learns: list[str] = field(default_factory=lambda: list(LEARNABLE))
     camera: CameraRangeConfig = field(default_factory=CameraRangeConfig)
     light: LightRangeConfig = field(default_factory=LightRangeConfig)
     condition: ConditionConfig = field(default_factory=ConditionConfig)
@@ -169,9 +173,9 @@ class GeneratorConfig:
             "Use at least one candidate and a positive temperature.",
         )
         require(
-            self.learns in ("both", "pose", "camera"),
-            f"generator.learns={self.learns!r} is nothing to learn.",
-            "Choose both (default), pose or camera.",
+            bool(self.learns) and set(self.learns) <= set(LEARNABLE),
+            f"generator.learns=[{','.join(self.learns)}] is nothing to learn.",
+            f"Choose one or more of {', '.join(LEARNABLE)}.",
         )
         require(
             0 <= self.recombine <= 1 and 0 <= self.tumble <= 1 and self.camera_shift >= 0,

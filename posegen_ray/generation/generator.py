@@ -132,6 +132,10 @@ class Generator(nn.Module):
         circles[CAMERA_CHANNELS] = config.light.turn == 180
         self.circles: Tensor
         self.register_buffer("circles", circles, persistent=False)
+        self.moves: Tensor  # [11] which numbers of camera and light are learned
+        of_camera = torch.arange(VIEW_CHANNELS) < CAMERA_CHANNELS
+        moves = torch.where(of_camera, "camera" in config.learns, "light" in config.learns)
+        self.register_buffer("moves", moves, persistent=False)
         inputs = config.noise + VIEW_CHANNELS + 4  # angles as sine and cosine, and the heading
         if config.mode == "residual":
             inputs += NUM_JOINTS * (6 + 3)
@@ -187,14 +191,11 @@ class Generator(nn.Module):
             return latent
         # all candidates for a place show one subject, or the choice would favour the hardest one
         latent = replace(latent, subject=latent.subject[:count].repeat_interleave(candidates))
-        if self.config.learns != "both":  # nor may the choice learn what is not to be learned
-            first = torch.arange(count, device=self.device).repeat_interleave(candidates)
-            one = latent[first]
-            latent = (
-                replace(latent, base=one.base, turn=one.turn)
-                if self.config.learns == "camera"
-                else replace(latent, unit=one.unit)
-            )
+        # nor may the choice learn what is not to be learned
+        one = latent[torch.arange(count, device=self.device).repeat_interleave(candidates)]
+        latent = replace(latent, unit=torch.where(self.moves, latent.unit, one.unit))
+        if "pose" not in self.config.learns:
+            latent = replace(latent, base=one.base, turn=one.turn)
         proposal = self(latent).proposal
         score = self.expected_payment(proposal) / self.config.temperature
         score = torch.nan_to_num(score.cpu(), 0.0, 0.0, 0.0)
@@ -278,10 +279,9 @@ class Generator(nn.Module):
             inputs += [to_6d(upright).flatten(1), latent.turn.flatten(1)]
         hidden = self.trunk(torch.cat(inputs, 1))
         raw, camera = self.pose_head(hidden), self.view_head(hidden)
-        if config.learns == "camera":
+        if "pose" not in config.learns:
             raw = raw.detach() * 0
-        elif config.learns == "pose":
-            camera = camera.detach() * 0
+        camera = torch.where(self.moves, camera, camera.detach() * 0)
         log_probability = raw.new_zeros(len(latent))
         if noise is not None:
             decided = torch.cat([raw, camera], 1)

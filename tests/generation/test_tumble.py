@@ -7,6 +7,7 @@ import torch
 
 from posegen_ray.body.rotation import from_axis_angle, to_axis_angle
 from posegen_ray.config import GeneratorConfig
+from posegen_ray.errors import ConfigError
 from posegen_ray.generation.generator import Generator
 from posegen_ray.generation.proposal import PoseBank, tumble
 from posegen_ray.records import PoseBatch
@@ -38,7 +39,15 @@ def test_no_share_takes_nothing_from_the_stream():
     assert torch.equal(stream.get_state(), state)
 
 
-@pytest.mark.parametrize(("learns", "still"), [("pose", "view"), ("camera", "poses")])
+@pytest.mark.parametrize(
+    ("learns", "still"),
+    [
+        (["pose"], ("view", "lighting")),
+        (["camera"], ("poses", "lighting")),
+        (["camera", "light"], ("poses",)),
+        (["pose", "camera"], ("lighting",)),
+    ],
+)
 def test_what_is_not_to_be_learned_stays_as_its_prior_draws_it(learns, still):
     batch, frames = PoseBatch(poses(50), torch.zeros(50, 3)), torch.arange(50)
     bank = PoseBank(batch, torch.zeros_like(frames), frames, ("clip",))
@@ -50,9 +59,14 @@ def test_what_is_not_to_be_learned_stays_as_its_prior_draws_it(learns, still):
         for parameter in generator.parameters():  # as if it had learned a lot
             torch.nn.init.normal_(parameter, std=0.3)
     after = made(generator)
-    assert torch.equal(before[still], after[still])
-    (other,) = {"view", "poses"} - {still}
-    assert not torch.allclose(before[other], after[other], atol=1e-2)
+    for part in before:
+        assert torch.equal(before[part], after[part]) == (part in still), part
+
+
+@pytest.mark.parametrize("learns", [[], ["pose", "hair"]])
+def test_nothing_or_something_unknown_cannot_be_learned(learns):
+    with pytest.raises(ConfigError, match=r"generator\.learns"):
+        GeneratorConfig(learns=learns)
 
 
 def made(generator: Generator) -> dict[str, torch.Tensor]:
@@ -61,4 +75,5 @@ def made(generator: Generator) -> dict[str, torch.Tensor]:
     return {
         "poses": proposal.poses.rotations.detach(),
         "view": torch.stack([view.elevation, view.distance, view.focal], 1).detach(),
+        "lighting": proposal.lighting.light.detach(),
     }
