@@ -117,9 +117,12 @@ def _without_seed(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    """`posegen` -> `PoseGen half`, `ood clips` -> `OOD clips`."""
+    """`posegen` -> `PoseGen half`, `posegen_random` -> `PoseGen, random part`, `ood clips` ->
+    `OOD clips`."""
     if name == "source_half":
         return "Source half"
     if name.endswith(" clips"):
         return f"{set_label(name.removesuffix(' clips'))} clips"
+    if name.endswith("_random"):  # of an arm whose generator makes a share of its images
+        return f"{arm_label(name.removesuffix('_random'))}, random part"
     return f"{arm_label(name)} half"

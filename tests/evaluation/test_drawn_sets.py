@@ -98,4 +98,6 @@ def test_measures_reach_summary_page_and_disk(
     for words in ("PoseGen half", "yardstick", "OOD clips", "Against 40 poses of Source", "75%"):
         assert words in section
     assert "nan" not in section
+    part = again.pose_sets.replace({"name": {"posegen-1": "posegen_random-1"}})
+    assert "PoseGen, random part" in pose_sets_section(part)
     assert "No poses were kept" in pose_sets_section(inputs.pose_sets)
