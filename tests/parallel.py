@@ -2,8 +2,8 @@
 
 A file's tests stay together, since they share what their fixtures made; so do all of tests/runtime,
 which share one Ray cluster. The longest file, which starts a cluster of its own, begins; those of
-tests/runtime come in the middle, so that no two clusters are at work at once and no process is left
-with the longest part when the other has nothing more to do.
+tests/runtime come in the middle: after it, as a rule, and not so late that one process is left with
+them when the other has nothing more to do.
 """
 
 from __future__ import annotations

@@ -66,6 +66,10 @@ def test_own_files_join_the_source_unless_they_are_listed(tmp_path: Path) -> Non
     assert [clip.name for clip in found.source_train] == ["other", "mine"]
     assert [clip.name for clip in found.validation] == ["yours"]
     assert [clip.name for clip in found.ood] == ["walk"]
+    # a clip is read once a process, but again when its file has changed
+    assert load_splits(config).validation[0] is found.validation[0]
+    paths[1].write_text(json.dumps({"Frames": [frame] * 60}))
+    assert len(load_splits(config).validation[0]) > len(found.validation[0])
     twice = [*config.paths, str(tmp_path / "again" / "mine.bvh")]
     with pytest.raises(ConfigError, match="same name"):
         load_splits(MotionConfig(paths=twice))
