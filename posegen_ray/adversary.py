@@ -40,7 +40,7 @@ class StepMetrics:
     payment: float
     realism: float
     diversity: float
-    camera_spread: float  # smallest over the channels of camera and light; 1: the prior's
+    view_spread: float  # smallest over the channels of camera and light; 1: the prior's
     joint_limits: float
     residual: float  # mean turn of a joint away from the real pose, as a share of its bound
     discriminator: float
@@ -232,15 +232,13 @@ class Adversary:
         }
         loss = (
             -config.weight * (payment + config.critic * expected)
-            + config.camera_prior * generated.shift.square().sum(1).mean()
+            + config.view_prior * generated.shift.square().sum(1).mean()
             + config.realism * terms["realism"]
             + config.diversity * terms["diversity"]
             + config.joint_limits * terms["joint_limits"]
             + config.residual * generated.residual.square().mean()
-            + config.camera_entropy
-            * losses.camera_entropy_loss(
-                generated.unit, generated.circles, config.camera_entropy_floor
-            )
+            + config.view_entropy
+            * losses.view_entropy_loss(generated.unit, generated.circles, config.view_entropy_floor)
         )
         norm = self._update(
             loss,
@@ -250,12 +248,12 @@ class Adversary:
             reduce_fn,
         )
         self._count_skip(norm is None)
-        spread = losses.camera_spread(generated.unit.detach(), generated.circles)
+        spread = losses.view_spread(generated.unit.detach(), generated.circles)
         metrics = {
             **measured,
             **{name: float(term.detach()) for name, term in terms.items()},
             "payment": float(payment.detach()),
-            "camera_spread": float(spread.min()),
+            "view_spread": float(spread.min()),
             "residual": float(generated.residual.detach().abs().mean()),
             "gradient_norm": float("nan") if norm is None else norm,
             "valid": len(rows) / count,

@@ -245,9 +245,9 @@ class FeedbackConfig:
     critic_learning_rate: float = 1e-3
     invalid_payment: float = -1.0  # what the critic expects for proposals that are rejected
     diversity: float = 0.5  # weight of mode seeking
-    camera_prior: float = 0.02  # weight of the camera's distance from its prior
-    camera_entropy: float = 0.1  # weight of the floor on the camera's spread
-    camera_entropy_floor: float = 0.5  # share of the prior's spread that is kept free of charge
+    view_prior: float = 0.02  # weight of how far camera and light are moved from chance
+    view_entropy: float = 0.1  # weight of the floor on camera's and light's spread
+    view_entropy_floor: float = 0.5  # share of the prior's spread that is kept free of charge
     joint_limits: float = 10.0  # weight of the soft joint limits
     residual: float = 0.3  # weight of the size of pose residuals
     learning_rate: float = 1e-3
@@ -287,7 +287,7 @@ class FeedbackConfig:
             "0 pays for error, 1 for what the reference estimator does better.",
         )
         rewards = (self.weight, self.overshoot, self.realism, self.critic, self.diversity)
-        priors = (self.camera_prior, self.camera_entropy, self.joint_limits, self.residual)
+        priors = (self.view_prior, self.view_entropy, self.joint_limits, self.residual)
         require(
             min(*rewards, *priors) >= 0,
             "feedback weights must not be negative.",

@@ -128,7 +128,7 @@ def diversity(
     return loss
 
 
-def camera_spread(
+def view_spread(
     unit: Tensor,  # [B, 11] in (0, 1)
     circles: Tensor,  # [11] bool: which of them are whole turns
 ) -> Tensor:  # [11] in [0, 1]: 1 for the prior's spread, 0 for a constant
@@ -139,13 +139,13 @@ def camera_spread(
     return torch.where(circles, 1 - length, deviation).clamp_max(1.0)
 
 
-def camera_entropy_loss(
+def view_entropy_loss(
     unit: Tensor,  # [B, 11]
     circles: Tensor,  # [11] bool
     floor: float,
 ) -> Tensor:  # []
     """Costs nothing while every channel keeps `floor` of the prior's spread."""
-    return (floor - camera_spread(unit, circles)).clamp_min(0).square().sum()
+    return (floor - view_spread(unit, circles)).clamp_min(0).square().sum()
 
 
 def joint_limit_loss(

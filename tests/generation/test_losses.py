@@ -10,13 +10,13 @@ from posegen_ray.errors import ConfigError
 from posegen_ray.generation.generator import Generator
 from posegen_ray.generation.losses import (
     ambiguous,
-    camera_entropy_loss,
-    camera_spread,
     diversity,
     feedback_payment,
     joint_errors,
     joint_weights,
     scored,
+    view_entropy_loss,
+    view_spread,
 )
 
 BAND = FeedbackConfig(band_low=1.0, band_high=2.0)
@@ -125,21 +125,21 @@ def test_diversity_leaves_an_untrained_generator_alone() -> None:
 def test_cameras_spread_is_one_for_the_prior_and_free_above_the_floor() -> None:
     prior = torch.rand(4000, 7, generator=seeded(0))
     circles = torch.arange(7) == 0
-    assert camera_spread(prior, circles).min() > 0.95
-    assert camera_entropy_loss(prior, circles, 0.5) == 0
+    assert view_spread(prior, circles).min() > 0.95
+    assert view_entropy_loss(prior, circles, 0.5) == 0
     narrow = 0.5 + 0.1 * (prior - 0.5)
-    assert camera_spread(narrow, circles).max() < 0.15
+    assert view_spread(narrow, circles).max() < 0.15
     narrow.requires_grad_()
-    loss = camera_entropy_loss(narrow, circles, 0.5)
+    loss = view_entropy_loss(narrow, circles, 0.5)
     (slope,) = torch.autograd.grad(loss, narrow)
     assert loss > 0.5
     wider = narrow - 0.01 * slope / slope.abs().max()
-    assert camera_entropy_loss(wider, circles, 0.5) < loss
+    assert view_entropy_loss(wider, circles, 0.5) < loss
 
 
 def test_numbers_around_the_end_of_a_circle_are_close_and_those_of_a_range_are_not() -> None:
     ends = torch.tensor([0.01, 0.99]).repeat(100)[:, None].expand(-1, 2)
-    circle, range_ = camera_spread(ends, torch.tensor([True, False])).tolist()
+    circle, range_ = view_spread(ends, torch.tensor([True, False])).tolist()
     assert circle < 0.01
     assert range_ == 1.0
 
