@@ -71,7 +71,8 @@ def check_run(config: RunConfig, compared: bool = True) -> None:
         ConfigError, CheckpointError, AssetError: as `check_estimator`.
         ConfigError: a variant's settings are wrong, or feedback.joint_weights.
     """
-    check_estimator(config.estimator, compared and set(config.experiment.arms) != {"baseline"})
+    compared = compared and set(config.experiment.arms) != {"baseline"}
+    check_estimator(config.estimator, config.finetune, compared)
     for one in (config, *(arm.config for arm in fine_tuned_arms(config))):
         joint_weights(one.feedback.joint_weights)
 

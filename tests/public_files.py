@@ -30,7 +30,6 @@ class StandIn(PoseEstimator):
     """Answers the row of `joints`, or of `rotations` and `shape`, that a picture's grey names."""
 
     name = "stand-in"
-    input_size = 32
     crop = CropSpec(32, "upright")
 
     def __init__(

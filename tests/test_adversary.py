@@ -52,7 +52,6 @@ class Guesser(PoseEstimator):
 
     name = "guesser"
     joint_names = LIMB_JOINT_NAMES
-    input_size = SIZE
     crop = CropSpec(size=SIZE)
 
     def __init__(self) -> None:

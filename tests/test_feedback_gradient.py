@@ -38,7 +38,6 @@ class InDoublePrecision(PoseEstimator):
     def __init__(self, estimator: PoseEstimator) -> None:
         super().__init__()
         self.name, self.crop = estimator.name, estimator.crop
-        self.input_size = estimator.input_size
         self.inner = deepcopy(estimator).double()
 
     def forward(self, images: Tensor) -> Estimate:

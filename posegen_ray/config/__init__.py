@@ -20,6 +20,7 @@ from posegen_ray.config.datasets import (
 from posegen_ray.config.estimators import (
     BLACK_BOX,
     COMPACT,
+    CUSTOM,
     ESTIMATORS,
     EstimatorConfig,
     FineTuneConfig,
@@ -84,6 +85,7 @@ __all__ = [
     "AnerfConfig",
     "BLACK_BOX",
     "COMPACT",
+    "CUSTOM",
     "BodyConfig",
     "CAPTURE_FORMATS",
     "ANYHOW",

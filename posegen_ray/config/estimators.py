@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from posegen_ray.config.rules import require
 
 BLACK_BOX = "black_box"
+CUSTOM = "custom"
 COMPACT = "compact_hmr"
-ESTIMATORS = ("blazepose", COMPACT, "spin", "hybrik_res34", "hybrik_w48", BLACK_BOX)
+ESTIMATORS = ("blazepose", COMPACT, "spin", "hybrik_res34", "hybrik_w48", CUSTOM, BLACK_BOX)
 
 
 @dataclass
@@ -18,12 +19,12 @@ class EstimatorConfig:
     kind: str = "blazepose"  # one of ESTIMATORS
     variant: str = "full"  # blazepose: lite | full | heavy
     # the published file of spin, hybrik_*; compact_hmr: the folder that `posegen pretrain` wrote
-    # (empty: where it writes unless told)
+    # (empty: where it writes unless told); custom: what its class is given
     checkpoint: str = ""
     smpl_folder: str = ""  # SMPL's files: hybrik_* need them, and spin for its joints
     flip_test: bool = True  # hybrik_*: also ask for the mirrored image; twice the time
+    target: str = ""  # custom (docs/estimators.md): module:Class; black_box: module:function
     # black_box (docs/black-box.md)
-    target: str = ""  # module:function, from images to joints
     joint_names: list[str] = field(default_factory=list)  # of its joints; none: the 12 limb joints
     input_size: int = 256  # edge of the images that it wants, pixels
     crop: str = "box"  # what they show: box | upright | aligned

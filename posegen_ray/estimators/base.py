@@ -1,10 +1,10 @@
 """What a pose estimator is to the rest of the package.
 
-To add one: subclass `PoseEstimator`, set the five attributes, implement `forward`, and add the kind
-to `posegen_ray.estimators.registry`. That is enough to be fooled (the feedback flows through
-`forward` into the image) and evaluated. To be fine-tuned fast, also name `cuts` and implement
-`stem`, `head` and `tail_parameters`: what lies before a cut stays frozen, its output is computed
-once per image and kept.
+To bring one: subclass `PoseEstimator`, set `joint_names` and `crop`, implement `forward`, and name
+the class: `estimator=custom estimator.target=module:Class` (docs/estimators.md). That is enough to
+be fooled (the feedback flows through `forward` into the image), evaluated, and fine-tuned as a
+whole. To be fine-tuned fast, also name `cuts` and implement `stem`, `head` and `tail_parameters`:
+what lies before a cut stays frozen, its output is computed once per image and kept.
 
 Knows nothing of how images are made.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
+from posegen_ray.errors import ConfigError
 from posegen_ray.estimators.crop import CropSpec
 
 _LEFT_HIP = LIMB_JOINT_NAMES.index("left_hip")
@@ -57,10 +58,14 @@ class PoseEstimator(nn.Module, ABC):
 
     name: str  # for tables, e.g. "blazepose-full"
     joint_names: tuple[str, ...]  # of Estimate.joints
-    input_size: int  # pixels; images are input_size x input_size
     crop: CropSpec  # the crop that it was trained for
     differentiable: bool = True  # whether gradients flow from its answer to the image
     cuts: tuple[str, ...] = (WHOLE,)  # where it can be split, from the first to the last
+
+    @property
+    def input_size(self) -> int:
+        """Pixels; images are input_size x input_size."""
+        return self.crop.size
 
     @abstractmethod
     def forward(
@@ -116,9 +121,12 @@ class PoseEstimator(nn.Module, ABC):
         raise ValueError(f"{self.name} answers the skeleton's joints and takes no joint map.")
 
     def check_cut(self, cut: str) -> None:
-        """Raises ValueError for a cut that the estimator does not have."""
+        """Raises ConfigError for a cut that the estimator does not have."""
         if cut not in self.cuts:
-            raise ValueError(f"{self.name} has no cut {cut!r}; it has {', '.join(self.cuts)}.")
+            raise ConfigError(
+                f"{self.name} has no cut {cut!r}.",
+                f"Choose one of {', '.join(self.cuts)} (finetune.stages, finetune.online_cut).",
+            )
 
 
 def limb_joints(

@@ -7,7 +7,6 @@ No gradient leads from its answer to the image, so the generator learns from it 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from posegen_ray.errors import AssetError, ConfigError
 from posegen_ray.estimators.base import Estimate, PoseEstimator
 from posegen_ray.estimators.blazepose import NUM_LANDMARKS, WORLD_LANDMARKS, obvious_joint_map
 from posegen_ray.estimators.crop import CropSpec
+from posegen_ray.estimators.target import import_target
 
 # images [B, 3, S, S] RGB in [0, 1] -> joints [B, J, 3] metres, crop-camera axes
 AnswerFn = Callable[[Tensor], Tensor | np.ndarray]
@@ -51,7 +51,6 @@ class BlackBox(PoseEstimator):
         self.function = function
         self.joint_names = joint_names
         self.crop = crop
-        self.input_size = crop.size
         self.name = name
 
     @torch.no_grad()
@@ -93,19 +92,7 @@ def find_function(target: str) -> AnswerFn:
     Raises:
         ConfigError: it cannot be imported, or is no function.
     """
-    module, _, name = target.partition(":")
-    if not (module and name):
-        raise ConfigError(
-            f"estimator.target={target!r} names no function.",
-            "Write module:function, for example estimator.target=my_network:joints_of.",
-        )
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"estimator.target={target!r} cannot be imported ({error}).",
-            "Put the module's folder on PYTHONPATH, on every machine that works for the run.",
-        ) from error
+    function = import_target(target, "joints_of")
     if not callable(function):
         raise ConfigError(
             f"estimator.target={target!r} is a {type(function).__name__}, not a function.",

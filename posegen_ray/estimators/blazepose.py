@@ -46,7 +46,6 @@ class BlazePose(PoseEstimator):
     """
 
     joint_names = LIMB_JOINT_NAMES
-    input_size = 256
     # by the box alone: how large the aligned crop is around people who walk, jump and dance
     crop = CropSpec(size=256, picture=PictureCrop(about_joints=1.7, about_person=1.3))
     cuts = (WHOLE, EARLY, LATE)

@@ -53,7 +53,6 @@ class CompactHMR(PoseEstimator):
 
     name = "compact-hmr"
     joint_names = JOINT_NAMES
-    input_size = SIZE
     crop = COMPACT_CROP
     cuts = (WHOLE, EARLY, LATE)
 

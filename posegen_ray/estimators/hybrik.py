@@ -114,7 +114,6 @@ class HybrIK(PoseEstimator):
     """
 
     joint_names = JOINT_NAMES + LEAF_NAMES
-    input_size = SIZE
     cuts = (WHOLE, EARLY, LATE)
     crop = HYBRIK_CROP
     stem_parts: tuple[str, ...]  # how names of parameters before the cut `late` begin

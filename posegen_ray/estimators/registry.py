@@ -11,12 +11,20 @@ from pathlib import Path
 from posegen_ray.assets import cache_folder
 from posegen_ray.body.skeleton import LIMB_JOINT_NAMES
 from posegen_ray.body.smpl_files import LICENCE, find_smpl_file, read_smpl_file
-from posegen_ray.config import BLACK_BOX, COMPACT, ESTIMATORS, EstimatorConfig
+from posegen_ray.config import (
+    BLACK_BOX,
+    COMPACT,
+    CUSTOM,
+    ESTIMATORS,
+    EstimatorConfig,
+    FineTuneConfig,
+)
 from posegen_ray.errors import AssetError, CheckpointError, ConfigError
 from posegen_ray.estimators.base import PoseEstimator
 from posegen_ray.estimators.blackbox import find_function, load_black_box
 from posegen_ray.estimators.blazepose import BlazePose, load_blazepose
 from posegen_ray.estimators.crop import COMPACT_CROP, HYBRIK_CROP, SPIN_CROP, CropSpec, PictureCrop
+from posegen_ray.estimators.custom import check_cuts, find_estimator, load_custom
 
 _CROPS: dict[str, CropSpec] = {
     "blazepose": BlazePose.crop,
@@ -56,10 +64,11 @@ def load_estimator(
         CheckpointError: the checkpoint is missing, damaged, or another estimator's.
     """
     _check(kind)
-    if kind == BLACK_BOX:
+    if kind in (BLACK_BOX, CUSTOM):
         raise ConfigError(
-            "A black box has no file to load.",
-            "Wrap your function: posegen_ray.estimators.BlackBox(function, joint_names, crop).",
+            f"estimator={kind} has no file to load: it is your own code.",
+            "Wrap your function: posegen_ray.estimators.BlackBox(function, joint_names, crop); of "
+            "a class of your own make an instance.",
         )
     if kind == "blazepose":
         return load_blazepose(variant)
@@ -89,10 +98,12 @@ def build_estimator(config: EstimatorConfig) -> PoseEstimator:
     """The pre-trained estimator that the configuration names.
 
     Raises:
-        as `load_estimator`; ConfigError also for a black box whose function cannot be imported.
+        as `load_estimator`; ConfigError also for the user's own code that cannot be imported.
     """
     if config.kind == BLACK_BOX:
         return load_black_box(config.target, config.joint_names, crop_spec(config))
+    if config.kind == CUSTOM:
+        return load_custom(config.target, config.checkpoint or None)
     return load_estimator(
         config.kind,
         config.checkpoint or None,
@@ -140,17 +151,23 @@ def _pretrained(checkpoint: str | Path | None) -> Path:
     return folder
 
 
-def check_estimator(config: EstimatorConfig, fine_tuned: bool = False) -> None:
+def check_estimator(
+    config: EstimatorConfig, settings: FineTuneConfig, fine_tuned: bool = False
+) -> None:
     """Whether the estimator can take part in training and tests, which measure joints.
 
     Args:
-        fine_tuned: it is to be fine-tuned, too.
+        settings: how it is fine-tuned, between the rounds of training, too.
+        fine_tuned: arms are fine-tuned.
 
     Raises:
         ConfigError, CheckpointError, AssetError: as `build_estimator`; also for SPIN without SMPL,
-            and for a black box that lacks limb joints or is to be fine-tuned.
+            for a black box that lacks limb joints or is to be fine-tuned, and for a class of the
+            user's own that lacks a cut which `settings` name.
     """
     _check(config.kind)
+    if config.kind == CUSTOM:
+        check_cuts(config.target, settings)
     if config.kind == BLACK_BOX:
         find_function(config.target)
         missing = [name for name in LIMB_JOINT_NAMES if name not in config.joint_names]
@@ -177,6 +194,8 @@ def crop_spec(config: EstimatorConfig) -> CropSpec:
             return CropSpec(config.input_size, config.crop, config.crop_scale)
         picture = PictureCrop(config.crop_scale, about_person=0.75 * config.crop_scale)
         return CropSpec(config.input_size, config.crop, config.crop_scale, picture=picture)
+    if config.kind == CUSTOM:
+        return find_estimator(config.target).crop
     return _CROPS[config.kind]
 
 

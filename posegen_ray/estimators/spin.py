@@ -46,7 +46,6 @@ class Spin(PoseEstimator):
     """
 
     joint_names = JOINT_NAMES
-    input_size = SIZE
     crop = SPIN_CROP
     cuts = (WHOLE, EARLY, LATE)
 

@@ -87,8 +87,8 @@ def test_the_configuration_names_function_joints_and_crop():
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("", "names no function.*module:function"),
-        ("middle", "names no function"),
+        ("", "not of the form module:name.*my_network:joints_of"),
+        ("middle", "not of the form module:name"),
         ("no_such_module:middle", "No module named 'no_such_module'.*PYTHONPATH"),
         ("test_blackbox:no_such", "no attribute 'no_such'"),
         ("test_blackbox:HERE", "is a str, not a function"),
@@ -103,7 +103,7 @@ def test_a_target_that_is_none_is_named(target, message):
     ("command", "overrides", "message"),
     [
         ("demo", [HERE], "cannot be fine-tuned here.*posegen generate run=…"),
-        ("train", ["estimator.target=nothing"], "names no function"),
+        ("train", ["estimator.target=nothing"], "not of the form module:name"),
         ("train", [HERE, "estimator.joint_names=[pelvis]"], "joint_names lacks left_shoulder"),
         ("train", [HERE, "training.estimator_steps=3"], "estimator_steps=3.*cannot be updated"),
         ("train", [HERE, "estimator.crop=round"], "crop='round'"),

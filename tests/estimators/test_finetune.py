@@ -36,7 +36,6 @@ class Toy(PoseEstimator):
 
     name = "toy"
     joint_names = LIMB_JOINT_NAMES
-    input_size = 16
     crop = CropSpec(size=16)
     cuts = ("image", "late")
 

@@ -24,7 +24,6 @@ class Parametric(PoseEstimator):
 
     name = "parametric"
     joint_names = LIMB_JOINT_NAMES
-    input_size = 16
     crop = CropSpec(size=16)
     cuts = ("image", "late")
 
