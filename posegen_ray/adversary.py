@@ -148,7 +148,7 @@ class Adversary:
 
         The estimator is not changed. Where its answers have no gradient, the generator tries what
         lies around its proposals and learns by score function. A step with a NaN or Inf loss or
-        gradient changes nothing but `skipped`. Raises TrainingError after `max_skipped_steps` of
+        gradient leaves the generator as it is. Raises TrainingError after `max_skipped_steps` of
         them in a row.
         """
         metrics, generated = self._generator_step(

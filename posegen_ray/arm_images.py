@@ -34,7 +34,7 @@ from posegen_ray.drawing import Drawing, Seeds
 from posegen_ray.generation import losses
 from posegen_ray.notes import SampleNotes
 from posegen_ray.records import Samples, concatenate_samples
-from posegen_ray.studio import Counts
+from posegen_ray.studio import Counts, Patience
 
 SOURCE_HALF = "source_half"
 REFERENCE_HALF = "reference_half"
@@ -154,9 +154,11 @@ class ArmImages:
             return self.drawing.draw(kind, count, stream, states, config)
         parts: list[Samples] = []
         counts: Counter[str] = Counter()
+        patience = Patience(f"unambiguous {kind}")
         while (have := sum(map(len, parts))) < count:
             samples, more = self.drawing.draw(kind, count - have, stream, states, config)
             good = (~self.drawing.errors(samples)[1]).nonzero()[:, 0].tolist()
+            patience.note(count - have, len(good), {**more, "ambiguous": len(samples)})
             parts.append(samples[good])
             counts.update(more)
             counts["ambiguous"] += len(samples) - len(good)

@@ -71,9 +71,11 @@ def own_images(config: RunConfig) -> int:
 
 
 def rendered_for_feedback(config: RunConfig) -> int:
-    """Proposals of a PoseGen training: so many pictures are rendered, less the invalid ones."""
+    """Proposals of a PoseGen training, of all its workers: so many pictures are rendered, less the
+    invalid ones."""
     training = config.training
-    return training.rounds * training.steps_per_round * training.batch_size
+    proposals = training.rounds * training.steps_per_round * training.batch_size
+    return proposals * config.runtime.trainers
 
 
 def draws_at_random_like(arm: Arm, config: RunConfig) -> bool:

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from posegen_ray.asset_list import REGISTRY, Asset
 from posegen_ray.errors import AssetError
+from posegen_ray.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -119,14 +120,6 @@ def _by_hand(asset: Asset) -> str:
 # --- checking -----------------------------------------------------------------------------------
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _tree_files(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.is_file())
 
@@ -134,7 +127,7 @@ def _tree_files(root: Path) -> list[Path]:
 def _tree_sha256(root: Path) -> str:
     digest = hashlib.sha256()
     for path in _tree_files(root):
-        digest.update(f"{path.relative_to(root).as_posix()} {_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(root).as_posix()} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -146,7 +139,7 @@ def _problem(asset: Asset, root: Path, thorough: bool) -> str:
             return f"{path} is missing"
         if path.stat().st_size != file.size:
             return f"{path} has {path.stat().st_size} bytes instead of {file.size}"
-        found = _sha256(path)
+        found = sha256_of(path)
         if found != file.sha256:
             return f"{path} has sha256 {found} instead of {file.sha256}"
     if asset.tree is not None:
@@ -215,7 +208,7 @@ def _install(asset: Asset, progress: Progress | None) -> None:
             package = cache_folder() / "packages" / asset.package_file
             if not package.is_file():
                 package = _download(asset, Path(scratch), progress)
-            found = _sha256(package)
+            found = sha256_of(package)
             if found != asset.package_sha256:
                 raise AssetError(
                     f"{package.name} has sha256 {found} instead of {asset.package_sha256} "

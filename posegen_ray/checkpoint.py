@@ -7,7 +7,6 @@ there. No pickle.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from posegen_ray.errors import CheckpointError
+from posegen_ray.files import sha256_of
 
 FORMAT = 1
 _TENSOR = "__tensor__"
@@ -39,7 +39,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
         raise OSError(f"cannot write the checkpoint {folder}: {error}") from error
     manifest = {
         "format": FORMAT,
-        "sha256": _sha256(partial / "tensors.safetensors"),
+        "sha256": sha256_of(partial / "tensors.safetensors"),
         "state": structure,
     }
     (partial / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -65,7 +65,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any]:
                 "Use the version of posegen_ray that wrote it.",
             )
         tensor_file = folder / "tensors.safetensors"
-        if _sha256(tensor_file) != manifest["sha256"]:
+        if sha256_of(tensor_file) != manifest["sha256"]:
             raise CheckpointError(f"{tensor_file} is truncated or was changed.", again)
         tensors = load_file(tensor_file)
         state = _restore(manifest["state"], tensors)
@@ -105,11 +105,3 @@ def _restore(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
         return [_restore(item, tensors) for item in value]
     return value
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

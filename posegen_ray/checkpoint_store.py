@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from posegen_ray.errors import CheckpointError
+from posegen_ray.files import sha256_of
 
 _NAME = "checkpoint_{:06d}"
 _PATTERN = "checkpoint_" + 6 * "[0-9]"
@@ -141,7 +141,7 @@ class CheckpointStore:
         names = {path.relative_to(folder).as_posix(): path for path in sources}
         manifest = {
             "metrics": dict(metrics),
-            "sha256": {name: _sha256(path) for name, path in names.items()},
+            "sha256": {name: sha256_of(path) for name, path in names.items()},
         }
         target = self.path(number)
         try:
@@ -200,7 +200,7 @@ class CheckpointStore:
                 if not self._local:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     files.get_file(f"{self.path(number)}/{name}", str(file))
-                if _sha256(file) != digest:
+                if sha256_of(file) != digest:
                     raise CheckpointError(f"is truncated or was changed ({name})")
             except OSError as error:
                 raise CheckpointError(f"cannot be read ({error})") from error
@@ -275,11 +275,3 @@ def _by_pyarrow(url: str, reason: Exception) -> tuple[Any, str]:
             f"Use a folder or another URL, or install what its protocol needs ({reason}).",
         ) from error
     return ArrowFSWrapper(files), root
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -158,7 +158,7 @@ def generate(arguments: Sequence[str]) -> int:
     from posegen_ray.experiment import run_generation
 
     config, console = _settings(arguments)
-    run, config = _open_run(config)
+    run, config = _open_run(config, arguments, "seed", "generator.condition")
     with _backend(config, run, console) as backend:
         print(run_generation(config, run, backend, console))
     return 0
@@ -192,7 +192,7 @@ def evaluate(arguments: Sequence[str]) -> int:
 
         print(run_public_evaluation(config, console))
         return 0
-    run, config = _open_run(config)
+    run, config = _open_run(config, arguments, "evaluation")
     with _backend(config, run, console) as backend:
         print(run_evaluation(config, run, backend, console))
     return 0
@@ -238,8 +238,9 @@ def report(arguments: Sequence[str]) -> int:
     from posegen_ray.tuning import is_sweep, rewrite_sweep_report
 
     config, _ = _settings(arguments)
-    run, _ = _open_run(config)
-    print(rewrite_sweep_report(run) if is_sweep(run) else rewrite_report(run))
+    run, config = _open_run(config, arguments, "evaluation")
+    page = rewrite_sweep_report(run) if is_sweep(run) else rewrite_report(run, config.evaluation)
+    print(page)
     return 0
 
 
@@ -248,8 +249,8 @@ def atlas(arguments: Sequence[str]) -> int:
     from posegen_ray.experiment import rewrite_atlas
 
     config, _ = _settings(arguments)
-    run, _ = _open_run(config)
-    print("\n".join(map(str, rewrite_atlas(run, config.arm))))
+    run, config = _open_run(config, arguments, "arm", "evaluation")
+    print("\n".join(map(str, rewrite_atlas(run, config.arm, config.evaluation))))
     return 0
 
 
@@ -303,8 +304,7 @@ def main(argv: Sequence[str]) -> int:
         return COMMANDS[argv[0]](argv[1:])
     except KeyboardInterrupt:
         print(
-            "\nposegen: interrupted. What is finished is kept: the same command with "
-            "resume=<run folder> goes on from there.",
+            f"\nposegen: interrupted. What is finished is kept. {_how_to_go_on(argv)}",
             file=sys.stderr,
         )
         return 130
@@ -323,6 +323,17 @@ def main(argv: Sequence[str]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _how_to_go_on(argv: Sequence[str]) -> str:
+    """After an interruption."""
+    if argv[0] in ("demo", "train", "tune", "pretrain", "experiment") and not any(
+        word.startswith("experiment=paper") for word in argv
+    ):
+        runtime = " ".join(word for word in argv if word.startswith("runtime"))
+        command = f"posegen {argv[0]} resume=<run folder> {runtime}".strip()
+        return f"Go on, with the settings it was started with: {command}"
+    return "The same command goes on from there."
 
 
 def entry() -> None:
@@ -353,10 +364,12 @@ def _start_run(
     return config, folder, console
 
 
-def _open_run(config: RunConfig) -> tuple[Path, RunConfig]:
+def _open_run(
+    config: RunConfig, arguments: Sequence[str], *may_change: str
+) -> tuple[Path, RunConfig]:
     from posegen_ray.experiment import open_finished_run
 
-    return open_finished_run(config)
+    return open_finished_run(config, arguments, may_change)
 
 
 def _backend(config: RunConfig, folder: Path, console: Console, serving: bool = True) -> Backend:

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 import posegen_ray
 from posegen_ray.config import RunConfig
 from posegen_ray.errors import ConfigError
+from posegen_ray.files import write_text
 
 logger = logging.getLogger(__name__)
 _NESTED_DICTS = ("experiment.variants", "feedback.joint_weights")  # their entries may be new
@@ -87,7 +88,7 @@ def change_config(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 def dump_config(config: RunConfig, path: Path) -> None:
     """Writes the whole configuration as YAML, so that a run folder explains itself."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    write_text(path, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def read_config(path: Path) -> RunConfig:

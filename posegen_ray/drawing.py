@@ -33,7 +33,7 @@ from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
-from posegen_ray.studio import Counts, Drawer, Folders, TestShoot
+from posegen_ray.studio import Counts, Drawer, Folders, Patience, TestShoot
 from posegen_ray.subjects import makehuman
 from posegen_ray.subjects.store import field_kind, list_subjects, read_manifest
 
@@ -111,13 +111,15 @@ class Drawing:
         """The first `count` images of a set of `TestShoot`."""
         shoot = TestShoot(self.config, name)
         parts: list[Samples] = []
-        first = 0
+        first, patience = 0, Patience(f"{name} test")
         while (have := sum(map(len, parts))) < count:
             missing = count - have
             seeds = shoot.seeds(first + missing)[first:]
             first += missing
             jobs = [Shoot(shoot, block) for block in self._blocks(seeds)]
-            parts += self.backend.run(jobs, f"{name} test images", "img")
+            made = self.backend.run(jobs, f"{name} test images", "img")
+            patience.note(missing, sum(map(len, made)), {})
+            parts += made
         return concatenate_samples(parts)
 
     def draw(
@@ -131,26 +133,30 @@ class Drawing:
         """Exactly `count` valid training images, by the settings of an arm (or the run's)."""
         parts: list[Samples] = []
         counts: Counter[str] = Counter()
-        drawer = self.drawer(config)
+        drawer, patience = self.drawer(config), Patience(kind)
         while (have := sum(map(len, parts))) < count:
             blocks = self._blocks(seeds.take(count - have))
             jobs = [Draw(drawer, kind, block, states) for block in blocks]
-            for samples, more in self.backend.run(jobs, f"{kind} images", "img"):
+            made = self.backend.run(jobs, f"{kind} images", "img")
+            for samples, more in made:
                 parts.append(samples)
                 counts.update(more)
+            together = sum((Counter(more) for _, more in made), Counter[str]())
+            patience.note(count - have, sum(len(samples) for samples, _ in made), together)
         return concatenate_samples(parts), dict(counts)
 
     def joint_map(self) -> Tensor | None:
         """From the estimator's own joints to the skeleton's, fitted on source data, once."""
         if self._joint_map is not None:
             return self._joint_map
-        estimator = build_estimator(self.config.estimator)
-        if not isinstance(estimator, BlazePose):
+        if self.config.estimator.kind != "blazepose":  # the others answer the skeleton's joints
             return None
         kept = self.folder / "checkpoint" / "joint_map"
         if kept.exists():
             self._joint_map = load_checkpoint(kept)["matrix"]
             return self._joint_map
+        estimator = build_estimator(self.config.estimator)
+        assert isinstance(estimator, BlazePose)
         count = self.config.experiment.joint_map_images
         self.drawer()
         with self.console.phase("joint_map", "fitting the joint map on source images"):

@@ -28,8 +28,8 @@ import torch
 
 from posegen_ray import findings
 from posegen_ray.arms import fine_tuned_arms
-from posegen_ray.compose import dump_config, read_config
-from posegen_ray.config import ConditionConfig, EvaluationConfig, RunConfig
+from posegen_ray.compose import change_config, dump_config, read_config
+from posegen_ray.config import EvaluationConfig, RunConfig
 from posegen_ray.console import Console
 from posegen_ray.errors import (
     ConfigError,
@@ -40,12 +40,7 @@ from posegen_ray.evaluation.comparison import comparison_table, write_comparison
 from posegen_ray.evaluation.failure_page import write_failure_atlas
 from posegen_ray.evaluation.pose_sets import POSE_SETS_TABLE
 from posegen_ray.evaluation.report import write_report
-from posegen_ray.evaluation.store import (
-    ReportInputs,
-    load_evaluation,
-    save_evaluation,
-    write_atomically,
-)
+from posegen_ray.evaluation.store import ReportInputs, load_evaluation, save_evaluation
 from posegen_ray.evaluation.summary import (
     build_summary,
     collect_versions,
@@ -54,6 +49,7 @@ from posegen_ray.evaluation.summary import (
     write_summary,
 )
 from posegen_ray.export import export_run
+from posegen_ray.files import write_text
 from posegen_ray.generation.losses import joint_weights
 from posegen_ray.local import Backend
 from posegen_ray.run import Run
@@ -98,10 +94,10 @@ def open_run_folder(
     if config.resume:
         folder = Path(config.resume)
         loaded = read_config(folder / "config.yaml")
-        runtime_only = [o for o in overrides if not o.lstrip("+").startswith("runtime")]
-        if runtime_only:
+        others = [o for o in overrides if not o.lstrip("+").startswith("runtime")]
+        if others:
             raise ConfigError(
-                f"resume={folder} goes on with the run's own settings; {runtime_only[0]!r} would "
+                f"resume={folder} goes on with the run's own settings; {others[0]!r} would "
                 "change them.",
                 "Leave all settings but runtime=… out, or start a new run.",
             )
@@ -124,19 +120,37 @@ def open_run_folder(
     return config, folder
 
 
-def open_finished_run(config: RunConfig) -> tuple[Path, RunConfig]:
-    """The run that run= names, and its settings (with what this command says of its own work)."""
+# what a command says of its own work, not of the run's
+_OWN = ("run", "runtime", "n", "out", "format", "export")
+
+
+def open_finished_run(
+    config: RunConfig, overrides: Sequence[str] = (), may_change: Sequence[str] = ()
+) -> tuple[Path, RunConfig]:
+    """The run that run= names, and its settings (with what this command says of its own work).
+
+    Args:
+        overrides: the command line, which `config` was composed of.
+        may_change: the settings of the run that this command may change; a prefix of their names.
+
+    Raises:
+        ConfigError: run= names no run, or other settings are to be changed.
+    """
     if not config.run:
         raise ConfigError("No run is named.", "Add run=<run folder>, for example run=runs/demo.")
     folder = Path(config.run)
     loaded = read_config(folder / "config.yaml")
-    generator = loaded.generator
-    asked, usual = vars(config.generator.condition), vars(ConditionConfig())
-    other = {name: value for name, value in asked.items() if value != usual[name]}
-    generator = replace(generator, condition=replace(generator.condition, **other))
+    changes = [o for o in overrides if o.split("=")[0].split(".")[0] not in _OWN]
+    for change in changes:
+        key = change.split("=")[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in may_change):
+            can = f" but {', '.join(f'{name}…' for name in may_change)}" if may_change else ""
+            raise ConfigError(
+                f"run={folder} keeps the settings it was made with; {change!r} would change them.",
+                f"Leave all of them out{can}, or start a new run.",
+            )
     return folder, replace(
-        loaded,
-        generator=generator,
+        change_config(loaded, changes),
         run=config.run,
         n=config.n,
         out=config.out,
@@ -208,6 +222,7 @@ def run_training(config: RunConfig, folder: Path, backend: Backend, console: Con
             f"{_BAND_OF[config.feedback.band_of]}, {median:.0f} mm on the last generated ones; "
             f"{folder / 'checkpoint'}"
         )
+    run.tidy()
     return "\n".join(lines)
 
 
@@ -233,17 +248,15 @@ def run_evaluation(config: RunConfig, folder: Path, backend: Backend, console: C
     return _write_results(folder, inputs, config.evaluation)
 
 
-def rewrite_report(folder: Path) -> Path:
+def rewrite_report(folder: Path, settings: EvaluationConfig) -> Path:
     """Writes report.html (and summary.json) from what the run left."""
-    config = read_config(folder / "config.yaml")
-    _write_results(folder, load_evaluation(folder), config.evaluation)
+    _write_results(folder, load_evaluation(folder), settings)
     return folder / "report.html"
 
 
-def rewrite_atlas(folder: Path, arm: str) -> tuple[Path, Path]:
+def rewrite_atlas(folder: Path, arm: str, settings: EvaluationConfig) -> tuple[Path, Path]:
     """Writes atlas.html and atlas.csv of one arm (empty: the report's) from what the run left."""
-    config = read_config(folder / "config.yaml")
-    return write_failure_atlas(folder, load_evaluation(folder), arm, config.evaluation)
+    return write_failure_atlas(folder, load_evaluation(folder), arm, settings)
 
 
 def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfig) -> str:
@@ -252,11 +265,11 @@ def _write_results(folder: Path, inputs: ReportInputs, settings: EvaluationConfi
     write_summary(folder, summary)
     if len(inputs.pose_sets):
         text = inputs.pose_sets.to_csv(index=False, float_format="%.5g")
-        write_atomically(folder / POSE_SETS_TABLE, lambda file: file.write(text.encode()))
+        write_text(folder / POSE_SETS_TABLE, text)
     write_failure_atlas(folder, inputs, settings=settings)
     write_comparison(folder, comparison_table(tables, settings.bootstrap))
     if len(inputs.failure_finding):
         text = inputs.failure_finding.to_csv(index=False, float_format="%.5g")
-        write_atomically(folder / "failure_finding.csv", lambda file: file.write(text.encode()))
+        write_text(folder / "failure_finding.csv", text)
     write_report(folder, inputs, settings)
     return terminal_table(summary)

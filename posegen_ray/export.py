@@ -15,7 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +28,21 @@ from posegen_ray.body.camera import project, to_camera
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.skeleton import JOINT_NAMES, LIMB_JOINT_NAMES, LIMB_JOINTS
 from posegen_ray.body.smpl import smpl_origin
-from posegen_ray.config import RunConfig
+from posegen_ray.config import RunConfig, settings_that_decide
 from posegen_ray.datasets.formats import FORMATS, open_dataset
-from posegen_ray.datasets.formats.base import (
-    MANIFEST,
-    PROGRESS,
-    Shard,
-    read_json,
-    remove_partial,
-    whole_file,
-    write_json,
-)
+from posegen_ray.datasets.formats.base import MANIFEST, PROGRESS, Shard
 from posegen_ray.datasets.formats.labels import About, Labels, concatenate_labels
 from posegen_ray.drawing import Seeds
 from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.estimators.registry import crop_spec
 from posegen_ray.evaluation.drawing import contact_sheet, draw_skeleton, hip_positions, to_picture
 from posegen_ray.evaluation.summary import collect_versions
+from posegen_ray.files import read_json, remove_partial, whole_file, write_json
 from posegen_ray.records import Samples
 from posegen_ray.run import Run
 from posegen_ray.scene import mid_hip
 from posegen_ray.seeding import numpy_stream
-from posegen_ray.studio import Drawer, studio_of
+from posegen_ray.studio import Drawer, Patience, studio_of
 from posegen_ray.subjects.store import read_manifest
 from posegen_ray.training import Advance
 
@@ -132,10 +125,11 @@ class WriteShard:
         body = studio_of(self.drawer.config, self.drawer.folders).body
         seeds = Seeds(self.seed, f"{_STREAM}/{self.shard.number}")
         images, labels, proposals = [], [], Counter[str]()
-        missing = self.shard.images
+        missing, patience = self.shard.images, Patience("generated")
         while missing:
             block = seeds.take(min(missing, self.block_size))
             samples, counts = self.drawer.generated(self.states, block)
+            patience.note(len(block), len(samples), counts)
             proposals.update(counts)
             images.append(samples.images.permute(0, 2, 3, 1).numpy())
             labels.append(label_samples(samples, body, self.origin, self.generators))
@@ -284,9 +278,7 @@ def _plan(
     folders: dict[str, str],
 ) -> dict[str, Any]:
     """What the set is made of: the same plan gives the same set."""
-    settings = asdict(config)
-    for name in ("run_dir", "resume", "run", "out", "runtime"):  # where, not what
-        del settings[name]
+    settings = settings_that_decide(config)
     manifests = {name: read_manifest(Path(folder)) for name, folder in folders.items()}
     return {
         "version": VERSION,

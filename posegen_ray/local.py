@@ -165,9 +165,11 @@ class LocalBackend:
 
 
 def checkpoint_store(config: RunConfig, folder: Path) -> CheckpointStore:
-    """Of a training: in its folder, or under its folder's name at training.storage."""
+    """Of a training: in its folder, or under the run's and its folder's names at
+    training.storage."""
     training = config.training
-    url = f"{training.storage.rstrip('/')}/{folder.name}" if training.storage else str(folder)
+    place = f"{training.storage.rstrip('/')}/{Path(config.run_dir).name}/{folder.name}"
+    url = place if training.storage else str(folder)
     return CheckpointStore(url, training.keep_checkpoints, training.best_metric)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from posegen_ray.errors import CheckpointError
 from posegen_ray.evaluation.coverage import pose_view_features
 from posegen_ray.evaluation.drawn_sets import pose_column
+from posegen_ray.files import write_json
 from posegen_ray.generation.proposal import GENERATED
 from posegen_ray.records import Samples
 
@@ -59,8 +60,7 @@ class SampleNotes:
 
     def counts(self, name: str, counts: Mapping[str, int]) -> None:
         """Notes how many proposals it took."""
-        file = self.folder / f"counts-{name}.json"
-        file.write_text(json.dumps(dict(counts)), encoding="utf-8")
+        write_json(self.folder / f"counts-{name}.json", counts)
 
     def errors(
         self,

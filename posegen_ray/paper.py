@@ -21,9 +21,9 @@ from posegen_ray.console import Console
 from posegen_ray.datasets.public import open_public_set
 from posegen_ray.errors import ConfigError
 from posegen_ray.evaluation.public import SmplMeshes
-from posegen_ray.evaluation.store import write_json
 from posegen_ray.evaluation.summary import SUMMARY_FILE, collect_versions
 from posegen_ray.experiment import check_run, open_run_folder, run_experiment
+from posegen_ray.files import write_json
 from posegen_ray.local import Backend
 from posegen_ray.public_sets import evaluate_on_public_set, write_csv
 

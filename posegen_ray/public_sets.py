@@ -31,8 +31,8 @@ from posegen_ray.evaluation.public import (
     evaluate_public,
     weights_sha256,
 )
-from posegen_ray.evaluation.store import write_atomically, write_json
 from posegen_ray.evaluation.summary import collect_versions
+from posegen_ray.files import write_json, write_text
 
 PRE_TRAINED = "pre-trained"
 FOLDER = "public"
@@ -184,4 +184,4 @@ def _contestants(config: RunConfig) -> Iterator[Contestant]:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """All or nothing."""
-    write_atomically(path, lambda file: file.write(table.to_csv(index=False).encode()))
+    write_text(path, table.to_csv(index=False))

@@ -16,7 +16,7 @@ from torch import Tensor
 from posegen_ray.body.camera import Camera, project, to_camera
 from posegen_ray.body.model import BodyModel, PosedBody
 from posegen_ray.body.skeleton import JOINT, LIMB_JOINTS
-from posegen_ray.estimators.crop import CropJitter, CropSpec, estimator_crop
+from posegen_ray.estimators.crop import CropSpec, estimator_crop
 from posegen_ray.generation.proposal import (
     Proposal,
     ProposalSampler,
@@ -92,13 +92,11 @@ def pose_people(proposal: Proposal, people: People) -> PosedBody:
     return people.body(proposal.poses.rotations, shapes, proposal.poses.translation)  # type: ignore[no-any-return]
 
 
-def assemble(
-    proposal: Proposal, people: People, spec: CropSpec, jitter: CropJitter | None = None
-) -> Scene:
-    """Builds the scene of each proposal. Differentiable in poses, view, lighting and jitter."""
+def assemble(proposal: Proposal, people: People, spec: CropSpec) -> Scene:
+    """Builds the scene of each proposal. Differentiable in poses, view and lighting."""
     posed = pose_people(proposal, people)
     frame = scene_camera(proposal.view, mid_hip(posed.joints))
-    crop = estimator_crop(frame, posed.joints, spec, jitter)
+    crop = estimator_crop(frame, posed.joints, spec)
     limbs = posed.joints[:, list(LIMB_JOINTS)]
     centre = to_camera(crop, mid_hip(posed.joints)[:, None])
     names = tuple(people.names[row] for row in proposal.subjects.tolist())
@@ -173,7 +171,6 @@ def draw_samples(
     background: BackgroundFn,
     seeds: Sequence[int],  # B, one a sample
     checker: ValidityChecker | None = None,
-    jitter: CropJitter | None = None,
 ) -> tuple[Samples, Validity | None]:
     """Renders and labels the valid proposals; the others are left out.
 
@@ -189,7 +186,7 @@ def draw_samples(
         validity = check_proposal(proposal, people, checker)
         rows = validity.valid.nonzero()[:, 0].tolist()
     kept = proposal[rows]
-    scene = assemble(kept, people, spec, _jitter_rows(jitter, rows))
+    scene = assemble(kept, people, spec)
     kept_seeds = [int(seeds[row]) for row in rows]
     present = torch.zeros(0, dtype=torch.long)
     if rows:
@@ -234,9 +231,3 @@ def present_joints(
     columns, rows = (joints_2d.floor().long().clamp(0, size - 1)).unbind(-1)
     batch = torch.arange(len(rgba), device=rgba.device)[:, None]
     return (rgba[batch, rows, columns, 3] > 0.5).sum(1)
-
-
-def _jitter_rows(jitter: CropJitter | None, rows: list[int]) -> CropJitter | None:
-    if jitter is None:
-        return None
-    return CropJitter(jitter.angle[rows], jitter.log_scale[rows], jitter.shift[rows])

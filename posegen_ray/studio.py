@@ -23,7 +23,7 @@ from torch import Tensor
 from posegen_ray.body import load_body
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import ANYHOW, BodyConfig, CameraRangeConfig, RunConfig
-from posegen_ray.errors import SubjectError
+from posegen_ray.errors import DataError, SubjectError
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.registry import crop_spec
 from posegen_ray.generation.generator import Generator, GeneratorSampler
@@ -196,6 +196,41 @@ def studio_of(config: RunConfig, folders: Folders) -> Studio:
 
 
 _studios: dict[tuple[str, Folders], Studio] = {}
+
+
+class Patience:
+    """Ends a search for valid images that finds none.
+
+    Args:
+        what: the images.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._in_vain = 0
+        self._counts: Counter[str] = Counter()
+
+    def note(self, tried: int, found: int, counts: Mapping[str, int]) -> None:
+        """Of `tried` seeds `found` became images; `counts` says why the others did not.
+
+        Raises:
+            DataError: for the last `_PATIENCE` seeds there was none.
+        """
+        self._in_vain = 0 if found else self._in_vain + tried
+        self._counts = Counter() if found else self._counts + Counter(counts)
+        if self._in_vain < _PATIENCE:
+            return
+        reasons = ((n, name) for name, n in self._counts.items() if name not in ("drawn", "valid"))
+        said = ", ".join(f"{name} {n}" for n, name in sorted(reasons, reverse=True) if n)
+        raise DataError(
+            f"The last {self._in_vain} tries gave no {self._what} image that could be used ({said}"
+            f" of {self._counts['drawn']} proposals).",
+            "Widen what most of them broke (validity.*, generator.camera, generator.condition); "
+            "where people are absent, look at the subjects: posegen subjects turntable NAME.",
+        )
+
+
+_PATIENCE = 400  # tries, each of several proposals
 
 
 # --- training images ----------------------------------------------------------------------------

@@ -10,6 +10,8 @@ Knows nothing of Ray.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from posegen_ray.adversary import Adversary
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
-from posegen_ray.config import RunConfig
+from posegen_ray.config import RunConfig, settings_that_decide
 from posegen_ray.context import TrainContext
 from posegen_ray.errors import CheckpointError
 from posegen_ray.estimators.base import PoseEstimator, predict
@@ -58,9 +60,8 @@ class TrainingResult:
     generators: list[dict[str, Tensor]]  # weights after each round
     estimator: dict[str, Tensor]  # the live estimator's weights at the end
     history: list[dict[str, float]]  # one row a step
-    counts: dict[str, int]  # proposals drawn, valid, rejected by reason
     reference_mm: float  # the estimator's median error, in which the band is stated
-    rendered: int  # images rendered for feedback
+    rendered: int  # images rendered for feedback, by all workers
 
     def state(self) -> dict[str, Any]:
         """For `save_checkpoint`."""
@@ -131,7 +132,8 @@ class _Run:
         self.render_fn = plan.renderer.render_fn()
         self.background = seeded_backgrounds("train", self.config.training.plain_backgrounds)
         self.round = 0
-        self.rendered = 0
+        self.rendered = 0  # by all workers, in finished rounds
+        self._rendering = 0  # by this one, in the round that goes on
         self.generators: list[dict[str, Tensor]] = []
         self.history: list[dict[str, float]] = []
         self._resume()
@@ -186,7 +188,6 @@ class _Run:
             self.generators,
             _copied(self.estimator.state_dict()),
             self.history,
-            self.adversary.counts,
             self.adversary.reference_mm,
             self.rendered,
         )
@@ -228,7 +229,7 @@ class _Run:
             (number + step / training.steps_per_round) / training.rounds,
         )
         if self.config.feedback.weight > 0:  # nothing is rendered without
-            self.rendered += round(metrics.valid * training.batch_size)
+            self._rendering += round(metrics.valid * training.batch_size)
         row = {"step": float(len(self.history)), "seed": float(self.plan.seed), **metrics.as_dict()}
         self.history.append(row)
         if self.context.rank == 0:
@@ -250,6 +251,8 @@ class _Run:
             )
             self._log_round(metrics)
         ranks = self.context.gather(self.adversary.state_dict()["history"])
+        self.rendered += sum(map(int, self.context.gather(self._rendering)))  # type: ignore[arg-type]
+        self._rendering = 0
         with tempfile.TemporaryDirectory(prefix="posegen_") as scratch:
             folder = None
             if self.context.rank == 0:
@@ -276,6 +279,7 @@ class _Run:
     def _state(self, histories: list[Any]) -> dict[str, Any]:
         return {
             "seed": self.plan.seed,
+            "settings": self._settings(),
             "round": self.round,
             "rendered": self.rendered,
             "adversary": self.adversary.state_dict(),
@@ -295,6 +299,11 @@ class _Run:
                 f"{folder} was written by a run with seed {state['seed']}, not {self.plan.seed}.",
                 "Resume with the seed that the run was started with.",
             )
+        if state["settings"] != self._settings():
+            raise CheckpointError(
+                f"{folder} was written by a training with other settings or people.",
+                "Give each run a place of its own (training.storage), or start a new one there.",
+            )
         state["adversary"]["history"] = history_of(
             state["histories"],
             self.context.rank,
@@ -311,6 +320,16 @@ class _Run:
         self.rendered = state["rendered"]
         if self.generators and self.context.rank == 0:
             self.plan.stream.publish(self.round - 1, self.generators[-1])
+        # nobody streams before later versions, of an attempt that was given up, are gone
+        self.context.gather(None)
+
+    def _settings(self) -> str:
+        """What a checkpoint must have been written with: a digest."""
+        settings = settings_that_decide(self.config)
+        for free in ("rounds", "storage", "keep_checkpoints", "best_metric"):
+            del settings["training"][free]
+        people = [name for name, _ in self.plan.folders]
+        return hashlib.sha256(json.dumps([settings, people]).encode()).hexdigest()
 
 
 def history_table(results: Mapping[str, Sequence[TrainingResult]]) -> pd.DataFrame:

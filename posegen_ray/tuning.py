@@ -47,6 +47,7 @@ from posegen_ray.evaluation.sweep import (
     sweep_text,
 )
 from posegen_ray.evaluation.sweep_report import write_sweep_report
+from posegen_ray.files import write_json
 from posegen_ray.local import Backend, LocalStream
 from posegen_ray.records import Samples
 from posegen_ray.run import Run
@@ -216,6 +217,12 @@ def check_sweep(config: RunConfig) -> None:
         f"A trial trains in one worker, but runtime.train_workers={config.runtime.train_workers}.",
         "Set runtime.train_workers=1; the other workers' share lets more trials run at once.",
     )
+    require(
+        config.feedback.reducible == 0
+        and all(one.name != "feedback.reducible" for one in config.tune.space),
+        "feedback.reducible needs a reference estimator, which a sweep does not fine-tune.",
+        "Set feedback.reducible=0 and leave it out of tune.space.",
+    )
     if config.tune.search == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError(
             "tune=optuna needs the package optuna, which is not installed.",
@@ -227,7 +234,7 @@ def keep_overrides(folder: Path, overrides: Sequence[str]) -> None:
     """Notes what a new sweep was told; a resumed one knows it already."""
     file = folder / OVERRIDES_FILE
     if not file.exists():
-        file.write_text(json.dumps(list(overrides)), encoding="utf-8")
+        write_json(file, overrides)
 
 
 def run_sweep(config: RunConfig, folder: Path, backend: SweepBackend, console: Console) -> str:

@@ -12,7 +12,7 @@ PACKAGE = Path(posegen_ray.__file__).parent
 # Lowest first; parts on one line may import each other.
 LAYERS = (
     "errors",
-    "pickles",
+    "pickles files",
     "config seeding console compose",
     "asset_list",
     "assets",

@@ -55,6 +55,10 @@ def drawn(folder: Path, arm: str) -> pd.DataFrame:
 def test_arms_have_as_many_images_of_the_kind_that_they_are_named_for(finished):
     feedback = rendered_for_feedback(compose_config(["experiment=tiny"]))
     assert feedback == 2 * 2 * 4
+    workers = ["experiment=tiny", "runtime.train_workers=3", "training.estimator_batch_size=6"]
+    assert rendered_for_feedback(compose_config(workers)) == 3 * feedback
+    workers[1:1] = ["runtime=inprocess"]
+    assert rendered_for_feedback(compose_config(workers)) == feedback
     for arm in ARMS:
         more = {"random_more": feedback, "random_double": 8}.get(arm, 0)
         assert len(drawn(finished, arm)) == 8 + more, arm

@@ -114,3 +114,24 @@ def test_every_public_set_has_its_settings():
     for name in (*PUBLIC_SETS, KEYPOINTS):
         assert compose_config([f"dataset={name}"]).dataset.name == name
     assert compose_config([]).dataset.name == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.log_every=0"], "training.log_every=0 must be at least 1"),
+        (["training.max_skipped_steps=0"], "training.max_skipped_steps=0 must be at least 1"),
+        (["experiment=tiny", "generator.share=0.95"], "share=0.95 .*own 8 images.* one part empty"),
+        (
+            ["finetune.source_share=0.5", "training.attack=source"],
+            "source_share=0.5 cannot be had.*source images alone",
+        ),
+        (["pretrain.finetune.source_share=0.5"], "pre-training has source images only"),
+        (["experiment.variants={generator: []}"], "'generator' cannot name an arm"),
+        (["experiment.variants={posegen_random: []}"], "'posegen_random' cannot name an arm"),
+        (["experiment.variants={reference_half: []}"], "'reference_half' cannot name an arm"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        compose_config(overrides)

@@ -272,7 +272,7 @@ def test_a_set_whose_writer_or_whose_driver_is_killed_on_ray_is_the_same_set(
     robbed = tmp_path / "robbed"
     run = start(TWO, *command(robbed), command="generate")
     wait_for(robbed, ".progress/shard-*.json", run)
-    os.kill(find_process("_JobWorker.run", run.pid), signal.SIGKILL)
+    os.kill(find_process("JobWorker.run", run.pid), signal.SIGKILL)
     end_of(run)
     assert files_of(robbed) == expected
 

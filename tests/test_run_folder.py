@@ -1,10 +1,16 @@
 """Run folders: nothing is overwritten, and a resumed run keeps the settings it was started with."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from least import LEAST
 
+from posegen_ray.cli import main
 from posegen_ray.compose import compose_config
+from posegen_ray.config import RunConfig
 from posegen_ray.errors import ConfigError, ResourceError
 from posegen_ray.experiment import open_finished_run, open_run_folder
 
@@ -59,8 +65,47 @@ def test_a_finished_run_can_be_asked_for_a_part(tmp_path):
     started = compose_config([f"run_dir={tmp_path}/run", "generator.condition.clips=[walk*]"])
     open_run_folder(started, [], lambda _: None)
     asked = ["generator.condition.azimuth_low=135", "generator.condition.azimuth_high=225"]
-    _, config = open_finished_run(compose_config([f"run={tmp_path}/run", *asked]))
+    config = finished(tmp_path, *asked)
     condition = config.generator.condition
     assert condition.clips == ["walk*"]
     assert (condition.azimuth_low, condition.azimuth_high) == (135, 225)
     assert condition.elevation_low == started.generator.condition.elevation_low
+    # also for what is the default elsewhere
+    asked = ["generator.condition.clips=[]", "seed=3", "n=7", "runtime=inprocess"]
+    config = finished(tmp_path, *asked)
+    assert config.generator.condition.clips == []
+    assert (config.seed, config.n, config.runtime.name) == (3, 7, "inprocess")
+
+
+def test_a_finished_run_keeps_its_settings(tmp_path):
+    open_run_folder(compose_config([f"run_dir={tmp_path}/run"]), [], lambda _: None)
+    with pytest.raises(ConfigError, match=r"'generator.share=0.1' would change.*seed…"):
+        finished(tmp_path, "generator.share=0.1")
+
+
+def test_runs_with_one_storage_keep_their_checkpoints_apart(tmp_path, capsys):
+    kept = tmp_path / "kept"
+    train = ["train", "estimator=black_box", "estimator.target=test_run_folder:middle", *LEAST]
+    train += ["estimator.input_size=32", "runtime=inprocess", f"training.storage={kept}"]
+    for name in ("one", "other"):
+        assert main([*train, f"run_dir={tmp_path}/{name}", f"seed={len(name)}"]) == 0
+        assert not (tmp_path / name / "drawn").exists()
+        assert (kept / name / "seed_0" / "checkpoint_000000").exists()
+    # what another run wrote is not gone on with
+    settings = [*train[1:], f"run_dir={tmp_path}/third", "seed=3", "generator.tumble=0"]
+    open_run_folder(compose_config(settings), [], print, lambda config: None)
+    shutil.copytree(kept / "one", kept / "third")
+    assert main(["train", f"resume={tmp_path}/third", "runtime=inprocess"]) == 1
+    assert "with other settings or people" in capsys.readouterr().err
+
+
+def middle(images):
+    """An estimator of sorts."""
+    return images.mean((1, 2, 3)).numpy()[:, None, None] * np.ones((1, 12, 3))
+
+
+def finished(folder: Path, *overrides: str) -> RunConfig:
+    """The settings of the run in `folder`/run as `posegen generate` takes them."""
+    words = [f"run={folder}/run", *overrides]
+    may_change = ("seed", "generator.condition")
+    return open_finished_run(compose_config(words), words, may_change)[1]

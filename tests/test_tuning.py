@@ -8,7 +8,14 @@ import pytest
 from posegen_ray import studio, tuning
 from posegen_ray.cli import main
 from posegen_ray.compose import compose_config, dump_config, read_config
-from posegen_ray.config import ParameterConfig, RuntimeConfig, TuneConfig, setting, with_settings
+from posegen_ray.config import (
+    FeedbackConfig,
+    ParameterConfig,
+    RuntimeConfig,
+    TuneConfig,
+    setting,
+    with_settings,
+)
 from posegen_ray.context import LocalContext
 from posegen_ray.errors import ConfigError, TrainingError
 from posegen_ray.subjects.wardrobe import people
@@ -117,6 +124,7 @@ def test_every_corner_of_the_shipped_space_is_allowed(config):
         ({"tune": TuneConfig()}, r"No search space.*tune=asha"),
         ({"runtime": RuntimeConfig(name="inprocess")}, "runtime=inprocess does without"),
         ({"runtime": RuntimeConfig(train_workers=2)}, "train_workers=2"),
+        ({"feedback": FeedbackConfig(reducible=0.5)}, "reducible needs a reference estimator"),
     ],
 )
 def test_what_no_sweep_could_run_with_is_refused(change, message, config):

@@ -56,6 +56,7 @@ from posegen_ray.config.rules import (
 )
 from posegen_ray.config.run import (
     RunConfig,
+    settings_that_decide,
 )
 from posegen_ray.config.runtime import (
     RenderServerConfig,
@@ -126,6 +127,7 @@ __all__ = [
     "TuneConfig",
     "ValidityConfig",
     "require",
+    "settings_that_decide",
     "setting",
     "with_settings",
 ]

@@ -66,6 +66,8 @@ class TrainingConfig:
             "batch_size",
             "estimator_batch_size",
             "calibration_images",
+            "log_every",
+            "max_skipped_steps",
         ):
             require(
                 getattr(self, name) >= 1,
@@ -122,6 +124,16 @@ ARMS = (
     "no_feedback",  # the generator, trained to be plausible only
     "posegen",
 )
+# what a run folder calls other things that it keeps (run.py, arm_images.py)
+RESERVED = (
+    "generator",
+    "adapted",
+    "reference",
+    "joint_map",
+    "test",
+    "source_half",
+    "reference_half",
+)
 # the first part of settings that a variant of PoseGen may change: what makes its images
 VARIED = ("generator", "feedback", "discriminator", "training", "validity", "subject")
 
@@ -159,9 +171,10 @@ class ExperimentConfig:
         )
         for name, overrides in self.variants.items():
             require(
-                name.isidentifier() and name not in ARMS,
+                name.isidentifier() and name not in (*ARMS, *RESERVED) and "_random" not in name,
                 f"experiment.variants: {name!r} cannot name an arm.",
-                f"Use letters, digits and _, and none of {', '.join(ARMS)}.",
+                f"Use letters, digits and _, without _random, and none of "
+                f"{', '.join((*ARMS, *RESERVED))}.",
             )
             wrong = [o for o in overrides if o.split("=")[0].split(".")[0] not in VARIED]
             require(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from posegen_ray.config.body import BodyConfig
 from posegen_ray.config.datasets import DatasetConfig
@@ -107,6 +108,25 @@ class RunConfig:
             "training.attack=random, but generator.share=1 leaves PoseGen no random images.",
             "Set generator.share below 1, for example 0.5, or training.attack=source.",
         )
+        own = self.experiment.images_per_arm - self.experiment.images_per_arm // 2
+        require(
+            self.generator.share == 1 or 0 < round(own * self.generator.share) < own,
+            f"generator.share={self.generator.share} of an arm's own {own} images (half of "
+            f"experiment.images_per_arm={self.experiment.images_per_arm}) leaves one part empty.",
+            "Set generator.share to 1 or nearer to 0.5, or use more images.",
+        )
+        require(
+            self.finetune.source_share < 0 or self.training.attack != "source",
+            f"finetune.source_share={self.finetune.source_share} cannot be had for the estimator "
+            "that training.attack=source attacks: it is fine-tuned on source images alone.",
+            "Use finetune.source_share=-1, or training.attack=random.",
+        )
+        require(
+            self.pretrain.finetune.source_share in (-1, 1),
+            f"pretrain.finetune.source_share={self.pretrain.finetune.source_share}, but a "
+            "pre-training has source images only.",
+            "Leave it at -1.",
+        )
         require(
             self.validity.support == ANYHOW or self.generator.tumble == 0,
             f"validity.support={self.validity.support} throws away the bodies that "
@@ -119,7 +139,7 @@ class RunConfig:
             "it or change its contrast.",
             "Set generator.light.turn=0 and generator.light.contrast_low and _high to 1.",
         )
-        most = 1 if self.runtime.name == "inprocess" else self.runtime.train_workers
+        most = self.runtime.trainers
         counts = range(min(self.runtime.min_train_workers, most) or most, most + 1)
         uneven = [n for n in counts if self.training.estimator_batch_size % (2 * n)]
         require(
@@ -140,3 +160,11 @@ class RunConfig:
             "Lower tune.grace_rounds, or use tune.scheduler=fifo.",
         )
         check_space(self, self.tune.space)
+
+
+def settings_that_decide(config: RunConfig) -> dict[str, Any]:
+    """What numbers depend on: all settings but those that say where things lie and are done."""
+    settings = asdict(config)
+    for name in ("run_dir", "resume", "run", "out", "runtime"):
+        del settings[name]
+    return settings

@@ -132,6 +132,11 @@ class RuntimeConfig:
     render: RenderServerConfig = field(default_factory=RenderServerConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
 
+    @property
+    def trainers(self) -> int:
+        """How many train workers a training has: in one process, one."""
+        return 1 if self.name == "inprocess" else self.train_workers
+
     def __post_init__(self) -> None:
         require(
             self.name in ("ray", "inprocess"),

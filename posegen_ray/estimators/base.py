@@ -63,6 +63,11 @@ class PoseEstimator(nn.Module, ABC):
     cuts: tuple[str, ...] = (WHOLE,)  # where it can be split, from the first to the last
 
     @property
+    def looks_twice(self) -> bool:
+        """Whether `forward` does more than `head` of `stem`, such as a flip test."""
+        return False
+
+    @property
     def input_size(self) -> int:
         """Pixels; images are input_size x input_size."""
         return self.crop.size
@@ -101,7 +106,7 @@ class PoseEstimator(nn.Module, ABC):
         features: Tensor,  # [B, ...] from `stem` at the same cut
         cut: str,
     ) -> Estimate:
-        """`forward(images)` = `head(stem(images, cut), cut)`."""
+        """`forward(images)` = `head(stem(images, cut), cut)`, unless it `looks_twice`."""
         self.check_cut(cut)
         return self(features)  # type: ignore[no-any-return]
 

@@ -152,10 +152,14 @@ def image_features(
     images: Tensor,  # [N, 3, S, S] uint8
     config: FineTuneConfig,
     batch: int,
-) -> Tensor | None:  # [N, ...] float32; None: nothing to gain, or larger than max_feature_mb
-    """Of images that are only looked at: in full precision, so that answers are the same."""
+) -> Tensor | None:  # [N, ...] float32
+    """Of images that are only looked at: in full precision, so that answers are the same.
+
+    None where there is nothing to gain, where they are larger than max_feature_mb, and for
+    estimators that look twice at an image: features of one look are not enough.
+    """
     cut = first_cut(estimator, config)
-    if cut == estimator.cuts[0]:  # nothing lies before it: they would be the images
+    if cut == estimator.cuts[0] or estimator.looks_twice:
         return None
     device = next(estimator.parameters()).device
     features: Tensor | None = None

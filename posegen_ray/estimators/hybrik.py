@@ -140,6 +140,10 @@ class HybrIK(PoseEstimator):
         self.deccam = nn.Linear(features, len(self.init_cam))
         self.decsigma = nn.Linear(features, NUM_WITH_LEAVES)
 
+    @property
+    def looks_twice(self) -> bool:
+        return self.flip_test and not self.training
+
     def forward(
         self,
         images: Tensor,  # [B, 3, 256, 256] RGB in [0, 1]
@@ -151,7 +155,7 @@ class HybrIK(PoseEstimator):
             offset: from the whole picture's middle (where the optical axis is) to the crop's
                 middle, as a share of the crop's side; None: zero.
         """
-        if self.training or not self.flip_test:
+        if not self.looks_twice:
             return self.head(images, WHOLE, offset)
         mirror = self.answer(images.flip(-1), WHOLE, flip=True)
         return self.solve(self.averaged(self.answer(images, WHOLE), mirror), offset)

@@ -16,7 +16,7 @@ import torch
 
 from posegen_ray.evaluation.metrics import worst_decile
 from posegen_ray.evaluation.protocol import SETS, mean_sd, paired_interval
-from posegen_ray.evaluation.store import write_atomically
+from posegen_ray.files import write_text
 
 COMPARISON_FILE = "comparison.csv"
 METRICS = ("mpjpe_mm", "pa_mpjpe_mm")
@@ -90,5 +90,5 @@ def write_comparison(folder: Path, table: pd.DataFrame) -> Path:
     """Writes `comparison.csv` (all or nothing) and returns its path."""
     path = folder / COMPARISON_FILE
     text = table.to_csv(index=False, float_format="%.3f")
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
     return path

@@ -28,8 +28,9 @@ from posegen_ray.evaluation.failures import (
 from posegen_ray.evaluation.metrics import mpjpe
 from posegen_ray.evaluation.names import arm_label
 from posegen_ray.evaluation.page import html_page
-from posegen_ray.evaluation.store import ReportInputs, write_atomically
+from posegen_ray.evaluation.store import ReportInputs
 from posegen_ray.evaluation.summary import judgement, millimetre_text
+from posegen_ray.files import write_text
 
 ATLAS_PAGE = "atlas.html"
 ATLAS_TABLE = "atlas.csv"
@@ -58,9 +59,9 @@ def write_failure_atlas(
     if arm != usual:
         page, table = (path.with_stem(f"{path.stem}-{arm}") for path in (page, table))
     text = failure_table(atlas).to_csv(index=False, float_format="%.4g")
-    write_atomically(table, lambda file: file.write(text.encode()))
+    write_text(table, text)
     html = render_failure_page(inputs, atlas)
-    write_atomically(page, lambda file: file.write(html.encode()))
+    write_text(page, html)
     return page, table
 
 

@@ -30,17 +30,13 @@ from posegen_ray.evaluation.page import html_page
 from posegen_ray.evaluation.pose_sets_section import pose_sets_section
 from posegen_ray.evaluation.protocol import SETS, motion_table
 from posegen_ray.evaluation.results import results_section, verdict_section
-from posegen_ray.evaluation.store import (
-    ReportInputs,
-    load_evaluation,
-    save_evaluation,
-    write_atomically,
-)
+from posegen_ray.evaluation.store import ReportInputs, load_evaluation, save_evaluation
 from posegen_ray.evaluation.summary import (
     Summary,
     build_summary,
     evaluate_arms,
 )
+from posegen_ray.files import write_text
 
 __all__ = ["REPORT_FILE", "ReportInputs", "load_evaluation", "save_evaluation", "write_report"]
 
@@ -57,7 +53,7 @@ def write_report(
     """Writes `report.html` into the folder (all or nothing) and returns its path."""
     page = render_page(inputs, settings or EvaluationConfig())
     path = folder / REPORT_FILE
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
     return path
 
 

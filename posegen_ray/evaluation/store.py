@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +25,7 @@ from posegen_ray.body.camera import Camera
 from posegen_ray.errors import DataError
 from posegen_ray.evaluation.metrics import checked_joints
 from posegen_ray.evaluation.protocol import check_sets
+from posegen_ray.files import whole_file, write_json
 from posegen_ray.records import Samples
 
 ARRAYS_FILE = "evaluation.npz"
@@ -163,7 +162,8 @@ def save_evaluation(folder: Path, inputs: ReportInputs) -> None:
         "pose_sets": inputs.pose_sets.to_dict("records"),
         "failure_finding": inputs.failure_finding.to_dict("records"),
     }
-    write_atomically(folder / ARRAYS_FILE, lambda file: np.savez(file, **packed))  # type: ignore[arg-type]
+    with whole_file(folder / ARRAYS_FILE) as file:
+        np.savez(file, **packed)  # type: ignore[arg-type]
     write_json(folder / NAMES_FILE, names)
 
 
@@ -180,17 +180,18 @@ def load_evaluation(folder: Path) -> ReportInputs:
         if names["format"] != FORMAT:
             raise DataError(
                 f"{folder / NAMES_FILE} has format {names['format']}, this version reads {FORMAT}.",
-                "Run `posegen evaluate` again.",
+                "It is another version's: run the comparison again, or use that version.",
             )
         return _assemble(names, {key: torch.from_numpy(value) for key, value in arrays.items()})
     except FileNotFoundError as error:
         raise DataError(
-            f"{error.filename} is missing.", "Run `posegen evaluate` on this run folder first."
+            f"{error.filename} is missing: {folder} holds no finished comparison.",
+            f"Finish it: posegen demo resume={folder} (a `posegen train` run has no evaluation).",
         ) from error
     except (OSError, EOFError, KeyError, json.JSONDecodeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"The evaluation in {folder} is damaged ({type(error).__name__}: {error}).",
-            "Run `posegen evaluate` on this run folder again.",
+            f"Delete {NAMES_FILE} and {ARRAYS_FILE} there, then: posegen demo resume={folder}.",
         ) from error
 
 
@@ -241,38 +242,6 @@ def _assemble(names: dict[str, Any], arrays: dict[str, Tensor]) -> ReportInputs:
         pose_sets=pd.DataFrame(names["pose_sets"]),
         failure_finding=pd.DataFrame(names["failure_finding"]),
     )
-
-
-def write_json(path: Path, value: object) -> None:
-    """Strict JSON, indented; numbers that JSON does not know (NaN, infinities) become null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then renames it: all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, np.generic):
-        return _finite(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _to_jpegs(

@@ -27,7 +27,8 @@ from posegen_ray.evaluation.protocol import (
     paired_interval,
     set_metrics,
 )
-from posegen_ray.evaluation.store import RenderSpeed, ReportInputs, SampleCounts, write_json
+from posegen_ray.evaluation.store import RenderSpeed, ReportInputs, SampleCounts
+from posegen_ray.files import write_json
 
 SUMMARY_FILE = "summary.json"
 _COLUMNS = 100

@@ -19,8 +19,8 @@ import pandas as pd
 from posegen_ray.config import ParameterConfig
 from posegen_ray.errors import DataError
 from posegen_ray.evaluation.protocol import Interval, paired_interval
-from posegen_ray.evaluation.store import write_atomically, write_json
 from posegen_ray.evaluation.summary import judgement, millimetre_text
+from posegen_ray.files import write_json, write_text
 
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "trials.csv"
@@ -211,9 +211,9 @@ def save_sweep(folder: Path, sweep: Sweep) -> None:
     """Writes the sweep's JSON, its table as CSV, and the best trial's override line."""
     write_json(folder / SWEEP_FILE, asdict(sweep))
     table = trials_table(sweep).to_csv(index=False)
-    write_atomically(folder / TABLE_FILE, lambda file: file.write(table.encode()))
+    write_text(folder / TABLE_FILE, table)
     line = f"{override_line(sweep)}\n"
-    write_atomically(folder / BEST_FILE, lambda file: file.write(line.encode()))
+    write_text(folder / BEST_FILE, line)
 
 
 def load_sweep(folder: Path) -> Sweep:

@@ -12,7 +12,6 @@ import numpy as np
 from posegen_ray.evaluation import charts
 from posegen_ray.evaluation.page import html_page
 from posegen_ray.evaluation.parallel import Axis, Line, parallel_coordinates
-from posegen_ray.evaluation.store import write_atomically
 from posegen_ray.evaluation.summary import millimetre_text, signed
 from posegen_ray.evaluation.sweep import (
     FINISHED,
@@ -24,6 +23,7 @@ from posegen_ray.evaluation.sweep import (
     short_names,
     spread,
 )
+from posegen_ray.files import write_text
 
 _WORDS = {
     "better": "Better than the default",
@@ -36,7 +36,7 @@ def write_sweep_report(folder: Path, sweep: Sweep) -> Path:
     """Writes `report.html` into the folder (all or nothing) and returns its path."""
     path = folder / "report.html"
     page = sweep_page(sweep)
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
     return path
 
 

@@ -43,9 +43,10 @@ class _Versions:
         save_file(arrays, partial)
         os.replace(partial, self._file(version))
         self._kept[version] = ray.put(arrays)
-        for old in sorted(self._kept)[: -self._keep]:
-            del self._kept[old]
-            self._file(old).unlink(missing_ok=True)
+        later = {other for other in self._kept if other > version}  # of an attempt given up
+        for gone in later.union(sorted(set(self._kept) - later)[: -self._keep]):
+            del self._kept[gone]
+            self._file(gone).unlink(missing_ok=True)
         async with self._changed:
             self._changed.notify_all()
 
@@ -101,7 +102,7 @@ class GeneratorStore:
         self._actor = _Versions.remote(str(Path(folder).absolute()), keep)
 
     def publish(self, version: int, state: Mapping[str, Tensor]) -> None:
-        """Makes a version readable. Publishing a version again (after a resume) replaces it."""
+        """Makes a version readable, in place of any of this number or later (after a resume)."""
         arrays = {name: _array(values) for name, values in state.items()}
         self._ask(self._actor.publish.remote(version, arrays), f"version {version} to be kept")
 

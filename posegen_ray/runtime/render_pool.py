@@ -72,7 +72,8 @@ class RenderPool:
         """
         size = (request.camera.height, request.camera.width)
         tensors = request_tensors(request)
-        return RenderResult(RemoteRender.apply(self, request.subjects, size, *tensors))
+        keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        return RenderResult(RemoteRender.apply(self, request.subjects, size, keep, *tensors))
 
     def render_arrays(
         self, request: RequestArrays, keep: bool = False
@@ -290,12 +291,12 @@ class RemoteRender(torch.autograd.Function):
         pool: RenderPool,
         subjects: tuple[str, ...],
         size: tuple[int, int],
+        keep: bool,  # a gradient follows: inside, torch does not say whether they are off
         *tensors: Tensor,  # bones, rotation, translation, focal, principal, light
     ) -> Tensor:  # [B, H, W, 4]
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
         ctx.like = [(t.device, t.dtype) for t in tensors]
-        wanted = any(ctx.needs_input_grad)
-        return torch.from_numpy(pool.render_arrays(ctx.request, wanted)).to(tensors[0].device)
+        return torch.from_numpy(pool.render_arrays(ctx.request, keep)).to(tensors[0].device)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -304,7 +305,7 @@ class RemoteRender(torch.autograd.Function):
         answers = [
             torch.from_numpy(values).to(device, dtype) if wanted else None
             for values, (device, dtype), wanted in zip(
-                gradients, ctx.like, ctx.needs_input_grad[3:], strict=True
+                gradients, ctx.like, ctx.needs_input_grad[4:], strict=True
             )
         ]
-        return None, None, None, *answers
+        return None, None, None, None, *answers

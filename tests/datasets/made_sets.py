@@ -15,10 +15,10 @@ from posegen_ray.body.model import BodyModel
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import LIMB_JOINTS
 from posegen_ray.datasets.formats import FORMATS
-from posegen_ray.datasets.formats.base import write_json
 from posegen_ray.datasets.formats.labels import About, Labels
 from posegen_ray.estimators.crop import CropSpec, estimator_crop
 from posegen_ray.export import finish_set, label_samples, shards_of
+from posegen_ray.files import write_json
 from posegen_ray.records import Samples
 from posegen_ray.scene import mid_hip
 from posegen_ray.seeding import torch_stream

@@ -17,9 +17,9 @@ from PIL import Image
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import EXPORT_FORMATS
 from posegen_ray.datasets.formats import FORMATS, open_dataset
-from posegen_ray.datasets.formats.base import whole_file
 from posegen_ray.errors import DataError
 from posegen_ray.export import picture_dataset
+from posegen_ray.files import whole_file
 
 every_format = pytest.mark.parametrize("name", EXPORT_FORMATS)
 

@@ -20,6 +20,7 @@ from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.finetune import finetune
 
 HERE = "estimator.target=test_blackbox:middle"
+FOLDER = Path(__file__).parent
 
 
 def middle(images: torch.Tensor) -> np.ndarray:
@@ -125,7 +126,7 @@ def test_what_a_black_box_cannot_do_is_refused_at_once(
 
 @pytest.mark.parametrize("runtime", ["inprocess", pytest.param("laptop", marks=pytest.mark.slow)])
 def test_a_black_box_is_searched_and_the_images_are_written(runtime, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", f"{FOLDER}:{FOLDER.parent}", prepend=":")
     settings = [HERE, "estimator.input_size=64", *LEAST, f"runtime={runtime}"]
     run, out = tmp_path / "run", tmp_path / "set"
     assert main(["train", "estimator=black_box", *settings, f"run_dir={run}"]) == 0

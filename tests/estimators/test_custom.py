@@ -20,6 +20,7 @@ from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.registry import crop_spec
 
 HERE = "estimator.target=test_custom:Linear"
+FOLDER = Path(__file__).parent
 
 
 class Linear(PoseEstimator):
@@ -104,7 +105,7 @@ def test_a_cut_that_an_estimator_lacks_is_a_configuration_error():
 
 @pytest.mark.parametrize("runtime", ["inprocess", pytest.param("laptop", marks=pytest.mark.slow)])
 def test_it_is_attacked_fine_tuned_and_compared(runtime, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", f"{FOLDER}:{FOLDER.parent}", prepend=":")
     run = tmp_path / "run"
     settings = [*LEAST, f"runtime={runtime}", f"run_dir={run}"]
     stages = "finetune.stages=[{cut: image, steps: 60, batch_size: 8, learning_rate: 0.02}]"

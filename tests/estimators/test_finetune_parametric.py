@@ -20,6 +20,7 @@ from posegen_ray.config import FineTuneStageConfig, LossConfig
 from posegen_ray.estimators.augment import labels_of
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.crop import estimator_crop
+from posegen_ray.estimators.features import image_features, predict_from
 from posegen_ray.estimators.finetune import finetune
 from posegen_ray.estimators.online import FineTuner
 from posegen_ray.records import Samples
@@ -116,3 +117,16 @@ def test_online_steps_resume_as_uninterrupted(smpl, kind):
     assert [second.step(samples) for _ in range(2)] == losses[1:]
     assert losses[2] < losses[0]
     assert not second.estimator.training
+
+
+@pytest.mark.parametrize("flip_test", [True, False])
+def test_what_was_fine_tuned_is_tested_as_its_start_is(smpl, flip_test):
+    """Features of one look are not enough for an estimator that looks twice."""
+    estimator = small_res(smpl[1], flip_test).eval()
+    images = smpl_samples(smpl[0], estimator).images
+    settings = compose_config(["finetune.stages=[{cut: late}]"]).finetune
+    features = image_features(estimator, images, settings, 2)
+    assert (features is None) == flip_test
+    if features is not None:
+        answers = predict_from(estimator, features, "late", 2)
+        torch.testing.assert_close(answers, predict(estimator, images, 2), atol=1e-5, rtol=1e-4)

@@ -131,6 +131,24 @@ def test_more_subjects_than_fit_are_loaded_on_demand_where_they_are_wanted(ray_s
         pool.close()
 
 
+def test_servers_keep_a_picture_only_where_its_gradient_follows(pool, monkeypatch):
+    kept = []
+    render = pool.render_arrays
+
+    def noting(request, keep=False):
+        kept.append(keep)
+        return render(request, keep)
+
+    monkeypatch.setattr(pool, "render_arrays", noting)
+    request = random_request(MIXED)
+    moved = replace(request, bones=request.bones.requires_grad_())
+    with torch.no_grad():
+        pool.render(moved)
+    pool.render(replace(moved, bones=moved.bones.detach()))
+    pool.render(moved)
+    assert kept == [False, False, True]
+
+
 def test_metrics_say_what_happened_since_the_last_time(pool):
     pool.metrics()
     pool.render(random_request(MIXED))

@@ -56,6 +56,14 @@ def test_store_gives_exactly_the_wanted_version(store):
         store.wait(9, 0.2)
 
 
+def test_a_version_published_again_replaces_all_later_ones(store):
+    for version in (6, 7):
+        store.publish(version, state(version))
+    store.publish(2, state(2))
+    assert store.versions() == [2]
+    assert store.wait(2, 1)["weight"][0] == 2
+
+
 def test_store_survives_its_process_until_cleared(store, tmp_path):
     store.publish(4, state(4))
     ray.kill(store._actor, no_restart=False)

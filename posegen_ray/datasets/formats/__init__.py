@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from posegen_ray.datasets.formats.base import MANIFEST, PROGRESS, Dataset, Format, read_json
+from posegen_ray.datasets.formats.base import MANIFEST, PROGRESS, Dataset, Format
 from posegen_ray.datasets.formats.bedlam import BedlamFormat
 from posegen_ray.datasets.formats.folder import FolderFormat
 from posegen_ray.datasets.formats.parquet import ParquetFormat
 from posegen_ray.datasets.formats.spin import SpinFormat
 from posegen_ray.datasets.formats.webdataset import WebDatasetFormat
 from posegen_ray.errors import DataError
+from posegen_ray.files import read_json
 
 FORMATS: dict[str, Format] = {
     "folder": FolderFormat(),

@@ -7,21 +7,18 @@ with the same bytes. What only an unfinished set needs lies in its folder `.prog
 from __future__ import annotations
 
 import io
-import json
-import os
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from PIL import Image
 
 from posegen_ray.datasets.formats.labels import About, Array, Labels, concatenate_labels
 from posegen_ray.errors import DataError
+from posegen_ray.files import whole_file
 
 PROGRESS = ".progress"
 MANIFEST = "manifest.json"
@@ -87,58 +84,6 @@ class Format(Protocol):
         Raises:
             DataError: files are missing or damaged.
         """
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears under its name when all of it is on disk.
-
-    Its temporary name is this process's own: one that was killed, or still runs, is not in the way.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder as lasting as the files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove_partial(folder: Path) -> None:
-    """Removes what killed processes left under temporary names."""
-    for left in folder.rglob(".*.partial"):
-        left.unlink()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, whole or not at all."""
-    with whole_file(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Reads what `write_json` wrote.
-
-    Raises:
-        DataError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}).", "Generate the set again.") from error
 
 
 def save_arrays(file: IO[bytes], arrays: dict[str, Array]) -> None:

@@ -12,16 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from posegen_ray.body.skeleton import LIMB_JOINTS, NUM_JOINTS
-from posegen_ray.datasets.formats.base import (
-    Dataset,
-    Example,
-    Shard,
-    decode_image,
-    encode_image,
-    whole_file,
-)
+from posegen_ray.datasets.formats.base import Dataset, Example, Shard, decode_image, encode_image
 from posegen_ray.datasets.formats.labels import About, Array, Labels
 from posegen_ray.errors import DataError
+from posegen_ray.files import whole_file
 
 _ROW_GROUP = 64  # rows that a reader has in memory at once
 

@@ -13,16 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from posegen_ray.body.skeleton import LIMB_JOINTS
-from posegen_ray.datasets.formats.base import (
-    Dataset,
-    Example,
-    Shard,
-    decode_image,
-    encode_image,
-    whole_file,
-)
+from posegen_ray.datasets.formats.base import Dataset, Example, Shard, decode_image, encode_image
 from posegen_ray.datasets.formats.labels import About, Array, Labels
 from posegen_ray.errors import DataError
+from posegen_ray.files import whole_file
 
 
 class WebDatasetFormat:
