@@ -5,6 +5,7 @@
 # make gpu-check  what only a GPU can show: tests, training on 1 and 2 GPUs, bf16, benchmarks
 # make soak   half an hour of rendering while servers are killed (ARGS="--minutes 5")
 # make lint   ruff and mypy
+# make setup  .venv alone     make clean  removes runs/ and what tools keep
 #
 # PYTHON  interpreter for the virtual environment (3.10 to 3.12)
 # TORCH   what to install as torch and torchvision, which must belong together. Without a GPU the
@@ -19,12 +20,14 @@ BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo small test test-slow chaos soak gpu-check lint bench clean
+.PHONY: help setup demo small test test-slow chaos soak gpu-check lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/q'
 
 $(BIN)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "$(PYTHON) is not Python 3.10 to 3.12: make demo PYTHON=python3.12"; exit 1; }
 	@echo "setting up $(VENV): torch, ray and the rest (several minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(foreach package,$(TORCH),'$(package)')

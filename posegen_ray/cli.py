@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ usage: posegen <command> [key=value ...]
   fit        make a subject from a capture folder (capture=DIR; several: subjects=[DIR,DIR])
   subjects   list | show NAME | turntable NAME: fitted people (out=DIR for the pictures)
   pretrain   a second estimator, trained on source images alone (estimator=compact_hmr; out=DIR)
-  train      adversarial training of the generator alone
+  train      adversarial training of the generator, without the comparison
   generate   labelled images from a trained run (run=DIR n=100 out=DIR
              format=folder|parquet|webdataset|spin|bedlam); goes on where it was interrupted
   dataset    show DIR: pictures of such a set with its labels drawn (n=9 out=FILE.png)
@@ -132,12 +132,8 @@ def pretrain(arguments: Sequence[str]) -> int:
     """A second estimator, trained on source images alone."""
     from posegen_ray.pretrain import check_pretraining, run_pretraining
 
-    given = {argument.split("=")[0] for argument in arguments}
     defaults = {"estimator": "compact_hmr", "run_dir": "runs/pretrain"}
-    unsaid = [f"{name}={value}" for name, value in defaults.items() if name not in given]
-    if "resume" in given:
-        unsaid = []
-    config, folder, console = _start_run([*unsaid, *arguments], check_pretraining)
+    config, folder, console = _start_run(_with(arguments, defaults), check_pretraining)
     with _backend(config, folder, console) as backend:
         print(run_pretraining(config, folder, backend, console))
     return 0
@@ -147,6 +143,7 @@ def train(arguments: Sequence[str]) -> int:
     """Adversarial training without the comparison."""
     from posegen_ray.experiment import check_run, run_training
 
+    arguments = _with(arguments, {"run_dir": "runs/train"})
     config, folder, console = _start_run(arguments, functools.partial(check_run, compared=False))
     with _backend(config, folder, console) as backend:
         print(run_training(config, folder, backend, console))
@@ -327,12 +324,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _how_to_go_on(argv: Sequence[str]) -> str:
     """After an interruption."""
-    if argv[0] in ("demo", "train", "tune", "pretrain", "experiment") and not any(
-        word.startswith("experiment=paper") for word in argv
-    ):
-        runtime = " ".join(word for word in argv if word.startswith("runtime"))
-        command = f"posegen {argv[0]} resume=<run folder> {runtime}".strip()
-        return f"Go on, with the settings it was started with: {command}"
+    paper = any(word.startswith("experiment=paper") for word in argv)
+    if argv[0] in ("demo", "train", "tune", "pretrain", "experiment") and not paper:
+        command = f"posegen {argv[0]} resume=<run folder>"
+        return f"To go on, with the settings it was started with: {command}"
     return "The same command goes on from there."
 
 
@@ -350,6 +345,14 @@ def _settings(arguments: Sequence[str]) -> tuple[RunConfig, Console]:
     from posegen_ray.console import Console
 
     return compose_config(arguments), Console()
+
+
+def _with(arguments: Sequence[str], defaults: Mapping[str, str]) -> list[str]:
+    """The command line with what a command takes for granted; a resumed run knows it already."""
+    given = {argument.split("=")[0] for argument in arguments}
+    if "resume" in given:
+        return list(arguments)
+    return [*(f"{k}={v}" for k, v in defaults.items() if k not in given), *arguments]
 
 
 def _start_run(

@@ -133,7 +133,11 @@ def _raise_clear(error: Exception, overrides: Sequence[str]) -> None:
             continue
         if key not in known and not (conf_folder() / key).is_dir():
             near = difflib.get_close_matches(key, known, 3, 0.5)
-            hint = f"Did you mean {' or '.join(near)}?" if near else "See conf/ for all keys."
+            hint = (
+                f"Did you mean {' or '.join(near)}?"
+                if near
+                else "posegen_ray/config/ has all keys."
+            )
             raise ConfigError(f"Unknown setting {key!r}.", hint) from error
     place = getattr(error, "full_key", None)
     where = f" (at {place})" if place else ""

@@ -48,7 +48,7 @@ PACKAGES = {
     "warp-lang": "the fused renderer (renderer.kind=reference works without)",
     "nerfacc": "the reference renderer",
     "torchvision": "estimator=spin, hybrik_*",
-    "timm": "estimator=hybrik_*",
+    "timm": "estimator=hybrik_*, compact_hmr",
     "av": "videos in posegen convert, SURREAL, Human3.6M (pip install 'posegen-ray[captures]')",
     "h5py": "PeopleSnapshot, MPI-INF-3DHP, Human3.6M (the same extra)",
     "cdflib": "Human3.6M in posegen evaluate (pip install 'posegen-ray[public-sets]')",

@@ -102,7 +102,8 @@ def open_run_folder(
                 "Leave all settings but runtime=… out, or start a new run.",
             )
         check(loaded)
-        return replace(loaded, resume=str(folder), runtime=config.runtime), folder
+        runtime = config.runtime if overrides else loaded.runtime
+        return replace(loaded, resume=str(folder), runtime=runtime), folder
     check(config)
     folder = Path(config.run_dir)
     try:

@@ -130,6 +130,7 @@ class FitCapture:
             self.config.seed,
             watch=follow,
             folder=folder / "fit",
+            device=self.config.runtime.device,
         )
         save_subject(subject, folder)
         steps.finish()

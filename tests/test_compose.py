@@ -126,6 +126,8 @@ def test_every_public_set_has_its_settings():
             ["finetune.source_share=0.5", "training.attack=source"],
             "source_share=0.5 cannot be had.*source images alone",
         ),
+        (["experiment=ood", "subject=makehuman"], "must not be trained on.*test_person_images=0"),
+        (["experiment=ood", "body=smpl", "body.smpl_folder=/x"], "wear Anny's body"),
         (["pretrain.finetune.source_share=0.5"], "pre-training has source images only"),
         (["experiment.variants={generator: []}"], "'generator' cannot name an arm"),
         (["experiment.variants={posegen_random: []}"], "'posegen_random' cannot name an arm"),

@@ -39,6 +39,15 @@ def test_resume_takes_the_settings_of_the_run(tmp_path):
     assert config.runtime.name == "inprocess"
 
 
+def test_a_resumed_run_goes_on_where_it_was_unless_told_otherwise(tmp_path):
+    started = compose_config([f"run_dir={tmp_path}/run", "runtime=inprocess"])
+    open_run_folder(started, [], lambda _: None)
+    again = compose_config([f"resume={tmp_path}/run"])
+    assert open_run_folder(again, [], lambda _: None)[0].runtime.name == "inprocess"
+    elsewhere = compose_config([f"resume={tmp_path}/run", "runtime=laptop"])
+    assert open_run_folder(elsewhere, ["runtime=laptop"], lambda _: None)[0].runtime.name == "ray"
+
+
 def test_resume_refuses_settings_that_would_change_the_run(tmp_path):
     started = compose_config([f"run_dir={tmp_path}/run"])
     open_run_folder(started, [], lambda _: None)

@@ -9,7 +9,7 @@ from posegen_ray.config.rules import require
 
 @dataclass
 class EvaluationConfig:
-    """Intervals and the report page (conf/evaluation)."""
+    """Intervals and the report page."""
 
     bootstrap: int = 4000  # draws behind each interval
     clusters: int = 8  # pose clusters of the failure atlas
@@ -36,7 +36,7 @@ ROUND_METRICS = ("validation_mpjpe_mm", "estimator_loss")  # smaller is better
 
 @dataclass
 class TrainingConfig:
-    """Adversarial training (conf/training): rounds of generator steps, then estimator updates."""
+    """Adversarial training: rounds of generator steps, then estimator updates."""
 
     rounds: int = 4
     steps_per_round: int = 30  # adversarial steps; the estimator is frozen during them

@@ -210,7 +210,7 @@ class DiscriminatorConfig:
 
 @dataclass
 class FeedbackConfig:
-    """What the generator is paid for (conf/feedback).
+    """What the generator is paid for.
 
     It earns the estimator's error inside a band: from `band_low` to `band_high` times the median
     error on real poses seen from the source's cameras, or on what the untrained generator proposes.

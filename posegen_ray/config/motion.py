@@ -1,4 +1,4 @@
-"""Settings of the motion capture and what each clip is for (conf/motion)."""
+"""Settings of the motion capture and what each clip is for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from posegen_ray.config.rules import require
 
 @dataclass
 class MotionConfig:
-    """Motion capture and what each clip is for (conf/motion)."""
+    """Motion capture and what each clip is for."""
 
     # clips of poses that everybody trains on: first half in time; the second half tests
     source: list[str] = field(

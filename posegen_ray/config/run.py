@@ -108,6 +108,13 @@ class RunConfig:
             "training.attack=random, but generator.share=1 leaves PoseGen no random images.",
             "Set generator.share below 1, for example 0.5, or training.attack=source.",
         )
+        require(
+            not self.experiment.test_person_images
+            or (self.body.name == "anny" and self.subject.source != "makehuman"),
+            f"experiment.test_person_images={self.experiment.test_person_images} shows MakeHuman's "
+            "people, who wear Anny's body and must not be trained on.",
+            "Set experiment.test_person_images=0, or use body=anny and other training people.",
+        )
         own = self.experiment.images_per_arm - self.experiment.images_per_arm // 2
         require(
             self.generator.share == 1 or 0 < round(own * self.generator.share) < own,

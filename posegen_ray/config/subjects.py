@@ -31,7 +31,7 @@ class RegionConfig:
 
 @dataclass
 class RendererConfig:
-    """How subjects are drawn (conf/renderer)."""
+    """How subjects are drawn."""
 
     kind: str = "fused"  # fused | reference
     layers: int = 12  # entries into the posed lattice kept per ray, at most 12
@@ -57,7 +57,7 @@ class RendererConfig:
 
 @dataclass
 class FitConfig:
-    """How a subject is fitted to a capture (conf/fit)."""
+    """How a subject is fitted to a capture."""
 
     region: RegionConfig = field(default_factory=RegionConfig)
     steps: int = 225  # optimiser steps
@@ -223,9 +223,10 @@ class SubjectsConfig:
             "folder (your own subjects).",
         )
         require(
-            self.source != "folder" or bool(self.folder and self.names),
-            "subject.source=folder needs subject.folder and subject.names.",
-            "For example subject.folder=subjects subject.names=[alice,bob].",
+            self.source != "folder" or bool(self.names),
+            "subject.source=folder needs subject.names.",
+            "For example subject.names=[alice,bob]; subject.folder=FOLDER where they do not lie in "
+            "the cache.",
         )
         require(
             self.capture_poses >= 1 and self.capture_views >= 1 and self.capture_size >= 32,

@@ -1,7 +1,7 @@
 """Estimators by name.
 
-The modules of SPIN and HybrIK are imported when one is loaded: torchvision and timm take 200 MB of
-memory, which every process would pay.
+The modules of SPIN, HybrIK and the compact HMR are imported when one is loaded: torchvision and
+timm take 200 MB of memory, which every process would pay.
 """
 
 from __future__ import annotations
