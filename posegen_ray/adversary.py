@@ -178,7 +178,6 @@ class Adversary:
         proposal = generated.proposal
         rows = self._valid_rows(proposal)
         pictures = background(_seeds(count, rng), estimator.crop.size)
-
         payment = generated.unit.new_zeros(())
         measured = dict.fromkeys(("error_mm", "in_band", "ambiguous"), float("nan"))
         if config.weight > 0 and rows:
@@ -193,53 +192,11 @@ class Adversary:
                     pictures[rows],
                     self._rules,
                 )
-            payments = losses.feedback_payment(answer.error, self.reference_mm, config, progress)
-            if config.reducible > 0:
-                paid = self._paid_to_reference(answer, progress)
-                payments = payments - config.reducible * paid
-            if not config.pay_ambiguous:
-                payments = payments * (~answer.ambiguous)
-            payments = payments * (answer.present >= self.checker.config.present_joints)
+            payments = self._payments(answer, progress)
             self._remember(proposal, rows, payments)
-            if by_score:
-                # so that a payment of 1 moves a sample as much as a bounded gradient would
-                scale = config.max_sample_gradient * config.score_noise
-                scale = scale / math.sqrt(self.generator.num_actions)
-                expected = self.generator.expected_payment(proposal[rows])
-                payments = losses.scored(payments, expected, generated.log_probability[rows], scale)
-            payment = payments.sum() / count
-            if self.generator.config.learn_subject:
-                gain = (payments - payments.mean()).detach()
-                log_probability = generated.subject_log_probability[rows]
-                payment = payment + (gain * log_probability).sum() / count
-            error = answer.error.detach()
-            place = error / self.reference_mm
-            measured = {
-                "error_mm": float(error.median()),
-                "in_band": _share((place >= config.band_low) & (place <= config.band_high)),
-                "ambiguous": _share(answer.ambiguous),
-            }
-
-        expected = payment.new_zeros(())
-        if config.weight > 0 and config.critic > 0:
-            wide = self.generator(self.generator.draw_prior(config.critic_batch, rng))
-            expected = self.generator.expected_payment(wide.proposal).mean()
-        rotations = proposal.poses.rotations
-        terms = {
-            "realism": losses.realism_loss(self.discriminator(rotations)),
-            "diversity": losses.diversity(generated),
-            "joint_limits": losses.joint_limit_loss(rotations, self.checker.limits),
-        }
-        loss = (
-            -config.weight * (payment + config.critic * expected)
-            + config.view_prior * generated.shift.square().sum(1).mean()
-            + config.realism * terms["realism"]
-            + config.diversity * terms["diversity"]
-            + config.joint_limits * terms["joint_limits"]
-            + config.residual * generated.residual.square().mean()
-            + config.view_entropy
-            * losses.view_entropy_loss(generated.unit, generated.circles, config.view_entropy_floor)
-        )
+            payment = self._to_learn_from(payments, generated, rows, by_score).sum() / count
+            measured = self._measured(answer)
+        loss, terms = self._loss(generated, payment, rng)
         norm = self._update(
             loss,
             self.generator.own_parameters(),
@@ -260,6 +217,73 @@ class Adversary:
             "skipped": float(norm is None),
         }
         return metrics, generated
+
+    def _payments(self, answer: Answer, progress: float) -> Tensor:  # [B]
+        """What each judged proposal is paid. Differentiable in its error."""
+        config = self.feedback
+        payments = losses.feedback_payment(answer.error, self.reference_mm, config, progress)
+        if config.reducible > 0:
+            payments = payments - config.reducible * self._paid_to_reference(answer, progress)
+        if not config.pay_ambiguous:
+            payments = payments * (~answer.ambiguous)
+        return payments * (answer.present >= self.checker.config.present_joints)
+
+    def _to_learn_from(
+        self,
+        payments: Tensor,  # [R] of the valid proposals
+        generated: Generated,
+        rows: list[int],  # R
+        by_score: bool,
+    ) -> Tensor:  # [R]
+        """Their mean's gradient is the generator's: by the payments' own gradient, or by score
+        function; the choice of people always by the latter."""
+        config = self.feedback
+        if by_score:
+            # so that a payment of 1 moves a sample as much as a bounded gradient would
+            scale = config.max_sample_gradient * config.score_noise
+            scale = scale / math.sqrt(self.generator.num_actions)
+            expected = self.generator.expected_payment(generated.proposal[rows])
+            payments = losses.scored(payments, expected, generated.log_probability[rows], scale)
+        if self.generator.config.learn_subject:
+            gain = (payments - payments.mean()).detach()
+            payments = payments + gain * generated.subject_log_probability[rows]
+        return payments
+
+    def _measured(self, answer: Answer) -> dict[str, float]:
+        config, error = self.feedback, answer.error.detach()
+        place = error / self.reference_mm
+        return {
+            "error_mm": float(error.median()),
+            "in_band": _share((place >= config.band_low) & (place <= config.band_high)),
+            "ambiguous": _share(answer.ambiguous),
+        }
+
+    def _loss(
+        self, generated: Generated, payment: Tensor, rng: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The generator's loss, and those of its terms that are worth watching."""
+        config = self.feedback
+        expected = payment.new_zeros(())
+        if config.weight > 0 and config.critic > 0:
+            wide = self.generator(self.generator.draw_prior(config.critic_batch, rng))
+            expected = self.generator.expected_payment(wide.proposal).mean()
+        rotations = generated.proposal.poses.rotations
+        terms = {
+            "realism": losses.realism_loss(self.discriminator(rotations)),
+            "diversity": losses.diversity(generated),
+            "joint_limits": losses.joint_limit_loss(rotations, self.checker.limits),
+        }
+        loss = (
+            -config.weight * (payment + config.critic * expected)
+            + config.view_prior * generated.shift.square().sum(1).mean()
+            + config.realism * terms["realism"]
+            + config.diversity * terms["diversity"]
+            + config.joint_limits * terms["joint_limits"]
+            + config.residual * generated.residual.square().mean()
+            + config.view_entropy
+            * losses.view_entropy_loss(generated.unit, generated.circles, config.view_entropy_floor)
+        )
+        return loss, terms
 
     @torch.no_grad()
     def _paid_to_reference(self, answer: Answer, progress: float) -> Tensor:  # [B]
