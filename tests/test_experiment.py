@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from processes import alive, descendants, find_process
 
+from posegen_ray.checkpoint import load_checkpoint
 from posegen_ray.cli import main
 from posegen_ray.compose import read_config
 from posegen_ray.evaluation.store import load_evaluation
@@ -250,10 +251,18 @@ def test_ray_run_interrupted_in_training_equals_one_process(finished, tmp_path, 
 
 
 @pytest.mark.slow
-def test_two_train_workers_finish_with_a_finite_table(tmp_path, start):
+@pytest.mark.timeout(4 * PATIENCE_S)
+def test_a_run_of_two_train_workers_goes_on_with_one(tmp_path, start):
     folder = tmp_path / "tiny"
-    run = start(*TINY, "runtime.train_workers=2", f"run_dir={folder}")
-    end_of(run)
+    run = start(*TINY, TWO, "runtime.train_workers=2", f"run_dir={folder}")
+    wait_for(folder, "training/seed_0/checkpoint_*/whole.json", run)
+    interrupt(run)
+    assert not (folder / "checkpoint" / "generator-0").exists()
+    end_of(start(f"resume={folder}", TWO))
+    training = load_checkpoint(folder / "checkpoint" / "generator-0")
+    assert len(training["generators"]) == 2
+    # two workers' pictures of the first round and one's of the second: 4 proposals a step
+    assert 2 * 2 * 4 < training["rendered"] <= 3 * 2 * 4
     arms = json.loads((folder / "summary.json").read_text())["arms"]
     assert all(np.isfinite(s["mpjpe_mm"]["mean"]) for sets in arms.values() for s in sets.values())
 
