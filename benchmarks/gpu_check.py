@@ -22,9 +22,10 @@ TRAIN = ("-m", "posegen_ray", "train", "experiment=tiny")
 ALONE = (*TRAIN, "runtime=inprocess", "runtime.device=cuda")
 # one worker (or two) with a GPU of its own, so nccl; rendering on the CPU
 NCCL = (*TRAIN, "runtime=one_gpu", "runtime.render.resources.num_gpus=0")
-NCCL = (*NCCL, "runtime.train_resources.num_gpus=1")
+NCCL = (*NCCL, "runtime.train_resources.num_gpus=1", "runtime.job_resources.num_gpus=0")
 SERVERS = ("runtime=one_gpu", "runtime.num_gpus=2", "runtime.render.replicas=2")
-SERVERS = (*SERVERS, "runtime.render.resources.num_gpus=1")
+SERVERS = (*SERVERS, "runtime.render.resources.num_gpus=1", "runtime.job_resources.num_gpus=0")
+SERVERS = (*SERVERS, "runtime.train_resources.num_gpus=0")
 
 
 @dataclass(frozen=True)

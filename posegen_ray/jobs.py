@@ -93,6 +93,7 @@ class FitPerson:
             self.config.fit,
             derive_seed(0, "fit", self.name),
             watch=steps.follow,
+            device=self.config.runtime.job_device,
         )
         save_subject(subject, self.folder)
         steps.finish()
@@ -130,7 +131,7 @@ class FitCapture:
             self.config.seed,
             watch=follow,
             folder=folder / "fit",
-            device=self.config.runtime.device,
+            device=self.config.runtime.job_device,
         )
         save_subject(subject, folder)
         steps.finish()
@@ -318,11 +319,11 @@ class FineTune:
 
 
 def starting_estimator(config: RunConfig, joint_map: Tensor | None) -> PoseEstimator:
-    """The pre-trained estimator that every arm starts from."""
+    """The pre-trained estimator that every arm starts from, where jobs compute."""
     estimator = build_estimator(config.estimator)
     if joint_map is not None:
         estimator.set_joint_map(joint_map)
-    return estimator
+    return estimator.to(config.runtime.job_device)
 
 
 def render_speed(drawer: Drawer, batches: int = 3, size: int = 8) -> tuple[float, float]:

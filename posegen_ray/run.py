@@ -275,6 +275,7 @@ class Run:
 
         estimator = build_estimator(self.config.estimator)
         estimator.load_state_dict(load_checkpoint(self._kept(arm, seed))["weights"])
+        estimator.to(self.config.runtime.device)
         with self.console.phase("evaluate", f"testing {arm} (seed {seed})"):
             return predict(estimator, tests.samples.images)
 

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parent / "train_elsewhere.py"
 def assert_equal_training(what: str, device: str, folder: Path) -> None:
     """The same metrics, weights and optimisers on a device and on the CPU."""
     # a rendered picture changes by leaps where rounding decides which cells a ray meets
-    within = 1e-3 if what == "steps" else 3e-2
+    within = 3e-2 if what == "loop" else 1e-3
     file = folder / "results"
     command = [sys.executable, str(SCRIPT), str(file), what, device, "cpu"]
     paths = [str(SCRIPT.parent), str(SCRIPT.parent / "estimators"), *sys.path]
@@ -24,7 +24,7 @@ def assert_equal_training(what: str, device: str, folder: Path) -> None:
     assert answer.returncode == 0, answer.stderr[-4000:]
     results = torch.load(file, weights_only=True)
     for ours, theirs in zip(results[device], results["cpu"], strict=True):
-        assert len(ours) == len(theirs) > 10
+        assert len(ours) == len(theirs) > 5
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=within, atol=1e-4, equal_nan=True)
 
@@ -34,12 +34,16 @@ def test_all_of_a_step_happens_on_the_device_and_gives_the_cpus_numbers(tmp_path
     assert_equal_training("steps", "away", tmp_path)
 
 
+def test_fine_tuning_and_tests_happen_on_the_device_and_give_the_cpus_numbers(tmp_path):
+    assert_equal_training("jobs", "away", tmp_path)
+
+
 @pytest.mark.slow
 def test_the_whole_loop_happens_on_the_device_and_gives_the_cpus_numbers(tmp_path):
     assert_equal_training("loop", "away", tmp_path)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("what", ["steps", "loop"])
+@pytest.mark.parametrize("what", ["steps", "jobs", "loop"])
 def test_cuda_gives_the_cpus_numbers(what, tmp_path):
     assert_equal_training(what, "cuda", tmp_path)

@@ -1,7 +1,7 @@
 """Trains a generator and an estimator for a few steps on a device; says what became of them.
 
-`python train_elsewhere.py FILE (steps | loop) DEVICE ...` is what test_devices.py runs in a process
-of its own.
+`python train_elsewhere.py FILE (steps | jobs | loop) DEVICE ...` is what test_devices.py runs in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -69,6 +69,47 @@ def train(device: torch.device, mode: str, gradient: str, accumulate: int, preci
     return [rows, losses, made.state_dict(), again.state_dict(), tuner.state_dict(), answers]
 
 
+def fine_tune(device: str):
+    """What jobs keep of source and test images, and an arm's weights and answers."""
+    from test_finetune import Toy
+
+    from posegen_ray.compose import compose_config
+    from posegen_ray.config import RuntimeConfig
+    from posegen_ray.jobs import (
+        FineTune,
+        KeepSourceFeatures,
+        KeepTestFeatures,
+        Predict,
+        Tests,
+        starting_estimator,
+    )
+    from posegen_ray.local import Held
+
+    RuntimeConfig.job_device = property(lambda self: device)  # type: ignore[assignment, method-assign]
+    stages = ", ".join(f"{{cut: {cut}, steps: 3, batch_size: 4}}" for cut in ("image", "late"))
+    config = compose_config(
+        [
+            *("experiment=tiny", "runtime=inprocess", "finetune.online_cut=late"),
+            *("estimator=custom", f"estimator.target={Toy.__module__}:{Toy.__name__}"),
+            f"finetune.stages=[{stages}]",
+        ]
+    )
+    images = Held(make_samples(6, seed=5).images)
+    used = {parameter.device.type for parameter in starting_estimator(config, None).parameters()}
+    assert used == {torch.device(device).type}
+    with tempfile.TemporaryDirectory() as name:
+        source, looked = f"{name}/source", f"{name}/looked"
+        before = Predict(config, None, images, range(6)).run(lambda _: None)
+        KeepSourceFeatures(config, None, 0, Held(make_samples(8)), source).run(lambda _: None)
+        KeepTestFeatures(config, images, looked).run(lambda _: None)
+        arm = [Held(make_samples(8, seed=1))]
+        job = FineTune(config, None, 0, source, arm, Tests(images, looked))
+        weights, answers = job.run(lambda _: None)
+    assert answers is not None
+    assert not torch.equal(before, answers)
+    return [weights, before, answers]
+
+
 def numbers(value: object) -> list[torch.Tensor]:
     """All numbers within, on the CPU."""
     if isinstance(value, dict):
@@ -119,7 +160,9 @@ if __name__ == "__main__":
         import other_device
 
         other_device.register()
-    if what == "loop":
+    if what == "jobs":
+        results = {d: [numbers(fine_tune(d))] for d in devices}
+    elif what == "loop":
         results = {d: [numbers(whole_loop(d))] for d in devices}
     else:
         results = {d: [numbers(train(torch.device(d), *case)) for case in CASES] for d in devices}

@@ -110,7 +110,7 @@ class RuntimeConfig:
     """Where everything runs (conf/runtime)."""
 
     name: str = "ray"  # ray | inprocess
-    device: str = "cpu"  # inprocess: where training and rendering compute (cpu, cuda, cuda:1)
+    device: str = "cpu"  # inprocess: where everything computes (cpu, cuda, cuda:1)
     address: str = ""  # of a running cluster; empty: RAY_ADDRESS if set, else a private local one
     num_cpus: int = 6  # logical slots of a private cluster; more than cores is fine, work is shared
     num_gpus: int = 0  # GPUs of a private cluster
@@ -136,6 +136,14 @@ class RuntimeConfig:
     def trainers(self) -> int:
         """How many train workers a training has: in one process, one."""
         return 1 if self.name == "inprocess" else self.train_workers
+
+    @property
+    def job_device(self) -> str:
+        """Where jobs (fits, fine-tuning, tests) compute: in one process on `device`, else on their
+        share of a GPU, if they have one."""
+        if self.name == "inprocess":
+            return self.device
+        return "cuda" if self.job_resources.num_gpus else "cpu"
 
     def __post_init__(self) -> None:
         require(
