@@ -19,7 +19,7 @@ from posegen_ray.compose import compose_config
 from posegen_ray.config import RunConfig
 from posegen_ray.console import Console
 from posegen_ray.estimators import PoseEstimator, build_estimator
-from posegen_ray.generation.plausibility import nearest_pose_distance
+from posegen_ray.evaluation.pose_sets import measure_poses, pose_features
 from posegen_ray.jobs import FitPerson
 from posegen_ray.judging import judge
 from posegen_ray.records import RenderFn
@@ -95,15 +95,16 @@ def measure(
             errors.append(judge(chosen, studio.people, render, estimator, pictures).error)
         error = torch.cat(errors)
         poses = adversary.generator.sample(POSES, rng).poses.rotations
-        shape = studio.people.shapes.mean(0)
-        distance = nearest_pose_distance(poses, studio.source.poses.rotations, studio.body, shape)
+        rest = studio.body.rest_joints(studio.people.shapes.mean(0)[None])[0]
+        made, real = (pose_features(r, rest) for r in (poses, studio.source.poses.rotations))
+        measures = measure_poses("generated", made, "source", real)
     place = error / reference
     band = (place >= config.feedback.band_low) & (place <= config.feedback.band_high)
     return (
         float(error.median()),
         100 * float(band.float().mean()),
         100 * float(valid.float().mean()),
-        float(distance.mean()),
+        measures.nearest_median_mm,
     )
 
 

@@ -95,7 +95,7 @@ class Samples:
     camera: Camera  # the crop cameras
     view: Tensor  # [B, 3] azimuth relative to the body's facing, elevation, roll; radians
     subjects: tuple[str, ...]
-    clips: tuple[str, ...]  # where the pose comes from: a clip's name, or "generated"
+    clips: tuple[str, ...]  # where the pose comes from: "clip:frame", or "generated"
     seeds: Tensor  # [B] int64, the seed that drew the sample
 
     def __len__(self) -> int:

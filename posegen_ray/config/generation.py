@@ -310,7 +310,7 @@ class FeedbackConfig:
 class ValidityConfig:
     """When a sample is thrown away, most of the time before it is rendered. Metres and degrees."""
 
-    limit_margin_degrees: float = 10.0  # beyond what the real poses and anatomy allow
+    limit_margin_degrees: float = 10.0  # beyond the real poses; what anatomy allows is allowed
     penetration: float = 0.03  # bones may overlap this much more than in the real poses
     # the centre of mass may lie this much further beside what touches the ground than in 95 % of
     # the real poses; -1: anywhere, as where bodies tumble

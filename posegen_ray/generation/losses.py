@@ -1,7 +1,7 @@
 """What the generator and the discriminator are trained on.
 
-Knows nothing about rendering; sees an estimator only through its answers. All losses are means
-over the batch and differentiable in their tensor arguments.
+Knows nothing about rendering; sees an estimator only through its answers. What is named a loss is a
+mean over the batch; errors and payments are one for each sample. Differentiable in their tensors.
 """
 
 from __future__ import annotations

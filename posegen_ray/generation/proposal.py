@@ -272,7 +272,7 @@ class ProposalSampler(Protocol):
     """Draws proposals; learned generators and plain samplers look the same to their users."""
 
     def __call__(self, count: int, rng: torch.Generator) -> tuple[Proposal, tuple[str, ...]]:
-        """`count` proposals and the clip that each pose comes from (or "generated")."""
+        """`count` proposals and where each pose comes from: "clip:frame", or "generated"."""
         ...
 
 
