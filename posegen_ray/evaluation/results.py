@@ -26,6 +26,7 @@ from posegen_ray.evaluation.summary import (
     headline,
     judgement,
     millimetre_text,
+    one_seed,
     percent_text,
     standings,
     verdict,
@@ -50,7 +51,8 @@ def verdict_section(summary: Summary) -> str:
     found = standings(summary)
     if not found:
         return _paragraphs(verdict(summary))
-    cards = [_verdict_card(mpjpe, pa) for mpjpe, pa in zip(found[::2], found[1::2], strict=True)]
+    where = " in this run" if one_seed(summary) else ""
+    cards = [_verdict_card(*pair, where) for pair in zip(found[::2], found[1::2], strict=True)]
     plots = []
     for metric, name in (("mpjpe", "MPJPE"), ("pa_mpjpe", "PA-MPJPE")):
         rows = []
@@ -74,10 +76,11 @@ def verdict_section(summary: Summary) -> str:
     )
 
 
-def _verdict_card(mpjpe: Standing, pa_mpjpe: Standing) -> str:
+def _verdict_card(mpjpe: Standing, pa_mpjpe: Standing, where: str) -> str:
     lines = []
     for standing in (mpjpe, pa_mpjpe):
         style, word = _JUDGEMENTS[standing.judgement]
+        word += where if style != "undecided" else ""
         lines.append(
             f'<p class="judgement {style}"><span>{word}</span></p>'
             f'<p class="figure"><b>{standing.metric}</b> {escape(standing.text)}</p>'

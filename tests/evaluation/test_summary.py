@@ -84,6 +84,12 @@ def test_one_seed_has_no_spread(inputs_of_one_seed: ReportInputs, tmp_path: Path
     data = json.loads(write_summary(tmp_path, summary).read_text())
     assert data["arms"]["posegen"]["ood"]["mpjpe_mm"]["sd"] is None
     assert "One seed" in verdict(summary)[-1]
+    assert "cannot tell trained arms apart" in verdict(summary)[-1]
+    assert "in this one training" in verdict(summary)[0]
+
+
+def test_several_seeds_are_judged_without_reserve(summary: Summary) -> None:
+    assert not any("One seed" in line or "one training" in line for line in verdict(summary))
 
 
 def test_a_baseline_that_no_seed_changes_is_given_once(inputs: ReportInputs) -> None:
