@@ -222,9 +222,9 @@ class Patience:
             return
         reasons = ((n, name) for name, n in self._counts.items() if name not in ("drawn", "valid"))
         said = ", ".join(f"{name} {n}" for n, name in sorted(reasons, reverse=True) if n)
+        why = f" ({said} of {self._counts['drawn']} proposals)" if said else ""
         raise DataError(
-            f"The last {self._in_vain} tries gave no {self._what} image that could be used ({said}"
-            f" of {self._counts['drawn']} proposals).",
+            f"The last {self._in_vain} tries gave no {self._what} image that could be used{why}.",
             "Widen what most of them broke (validity.*, generator.camera, generator.condition); "
             "where people are absent, look at the subjects: posegen subjects turntable NAME.",
         )

@@ -16,3 +16,8 @@ def test_a_search_ends_when_nothing_was_found_for_long():
     message = r"last 400 tries gave no generated image .*\(in_frame 3196, absent 4 of 3200 propos"
     with pytest.raises(DataError, match=message):
         patience.note(1, 0, {"drawn": 8, "valid": 1, "absent": 1, "in_frame": 7})
+
+
+def test_it_ends_also_where_nobody_counts_the_reasons():
+    with pytest.raises(DataError, match=r"no wild test image that could be used\."):
+        Patience("wild test").note(400, 0, {})
