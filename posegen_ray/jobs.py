@@ -6,7 +6,6 @@ Knows nothing of Ray.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import time
@@ -17,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from posegen_ray import assets, subjects
+from posegen_ray import assets
 from posegen_ray.body import load_body
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.config import RunConfig
+from posegen_ray.dressing import code_of_making
 from posegen_ray.estimators.base import PoseEstimator, predict
 from posegen_ray.estimators.features import (
     KeptFeatures,
@@ -65,7 +65,7 @@ class FitPerson:
         config = self.config
         parts = (config.body, config.motion, config.subject, config.field, config.fit)
         recipe = json.dumps([asdict(part) for part in parts], sort_keys=True)
-        digest = hashlib.sha256(f"{_code_of_making()}{recipe}".encode()).hexdigest()[:12]
+        digest = hashlib.sha256(f"{code_of_making()}{recipe}".encode()).hexdigest()[:12]
         return subjects_root(self.config) / f"{self.name}-{digest}"
 
     @property
@@ -143,13 +143,6 @@ def training_people(config: RunConfig) -> Mapping[str, Performer]:
     if config.subject.source == "makehuman":
         return makehuman.PEOPLE
     return {person.name: person for person in people("train")}
-
-
-@functools.cache
-def _code_of_making() -> str:
-    """Changes with the code that dresses, films and fits people: then they are made anew."""
-    folder = Path(subjects.__file__).parent
-    return "".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.py")))
 
 
 def subjects_root(config: RunConfig) -> Path:

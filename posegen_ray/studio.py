@@ -23,6 +23,7 @@ from torch import Tensor
 from posegen_ray.body import load_body
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import ANYHOW, BodyConfig, CameraRangeConfig, RunConfig
+from posegen_ray.dressing import dressed
 from posegen_ray.errors import DataError, SubjectError
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.registry import crop_spec
@@ -54,7 +55,6 @@ from posegen_ray.scene import (
 )
 from posegen_ray.seeding import derive_seed
 from posegen_ray.subjects import makehuman
-from posegen_ray.subjects.baking import TEXTURE_SIZE
 from posegen_ray.subjects.raycast import TexturedMesh, random_light, raycast
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import load_subject, read_manifest
@@ -450,8 +450,7 @@ def _dressed(body: BodyConfig, cast: str) -> tuple[TexturedMesh, ...]:
     """The meshes of a cast; the same ones for all settings but the body's."""
     key = (json.dumps(asdict(body), sort_keys=True), cast)
     if key not in _meshes:
-        loaded = load_body(body)
-        _meshes[key] = tuple(one.dress(loaded, TEXTURE_SIZE) for one in _cast(cast))
+        _meshes[key] = tuple(dressed(one, body) for one in _cast(cast))
     return _meshes[key]
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     "scene",
     "judging",
     "adversary",
+    "dressing",
     "studio",
     "training",
     "local",

@@ -230,7 +230,7 @@ TWO = "runtime.job_workers=2"  # every further one takes its time to begin
 def test_ray_run_robbed_of_its_processes_equals_one_process(finished, interrupted, tmp_path, start):
     """Ray goes on where one process was interrupted; a render server and the train worker die."""
     folder = shutil.copytree(interrupted, tmp_path / "tiny")
-    run = start(f"resume={folder}", TWO)
+    run = start(f"resume={folder}", "runtime.job_workers=1")
     wait_for(folder, EVENTS, run, count=2)
     for name in ("RenderServer", "RayTrainWorker"):
         os.kill(find_process(name, run.pid), signal.SIGKILL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,9 +23,9 @@ from posegen_ray.studio import LocalRenderer, Studio
 
 # the network bends within 0.0003 rad: only over less than that do finite differences show its slope
 STEP = 3e-5
-MOVING = ("pelvis", "spine2", "neck", "left_hip", "right_knee", "left_shoulder", "right_elbow")
+MOVING = ("pelvis", "spine2", "left_hip", "right_knee", "left_shoulder")
 PARAMETERS = 3 * len(MOVING) + 5 + 4  # of the camera, of the light
-COMPARED = 18  # at least; a tenth to a quarter of them lie on kinks, which ones depends on the fit
+COMPARED = 14  # at least; a tenth to a quarter of them lie on kinks, which ones depends on the fit
 AT_ONCE = 16
 
 
@@ -67,15 +66,13 @@ def moved(proposal: Proposal, by: Tensor) -> Proposal:
 
 
 @pytest.mark.timeout(600)
-def test_feedback_gradient_agrees_with_finite_differences(tmp_path: Path) -> None:
+def test_feedback_gradient_agrees_with_finite_differences() -> None:
     """Over joint angles, camera and light, by both paths (what is seen, and the ground truth)."""
-    folder = f"subject.folder={tmp_path}"
-    people = ["subject.names=[fay]", "subject.capture_poses=8", "subject.capture_views=3"]
-    settings = ["runtime=inprocess", folder, *people, "fit.steps=100", "renderer.early_stop=0.0"]
-    config = compose_config(settings)
-    job = FitPerson(config, "fay")
-    job.run(lambda _: None)
-    studio = Studio(config, (("fay", str(job.folder)),))
+    config = compose_config(["experiment=tiny", "runtime=inprocess", "renderer.early_stop=0.0"])
+    job = FitPerson(config, "ada")
+    if not job.done:  # no other test needed this person yet
+        job.run(lambda _: None)
+    studio = Studio(config, (("ada", str(job.folder)),))
     render = LocalRenderer(config, studio.folders).render_fn()
     estimator = InDoublePrecision(build_estimator(config.estimator))
     seeds = [1, 3, 5, 7]

@@ -2,12 +2,11 @@
 
 from posegen_ray.estimators.base import Estimate, PoseEstimator, limb_joints, predict
 from posegen_ray.estimators.blackbox import BlackBox
-from posegen_ray.estimators.crop import CropJitter, CropSpec, crop_image, estimator_crop
+from posegen_ray.estimators.crop import CropSpec, crop_image, estimator_crop
 from posegen_ray.estimators.registry import build_estimator, load_estimator
 
 __all__ = [
     "BlackBox",
-    "CropJitter",
     "CropSpec",
     "Estimate",
     "PoseEstimator",

@@ -67,24 +67,14 @@ HYBRIK_CROP = CropSpec(
 )
 
 
-@dataclass(frozen=True)
-class CropJitter:
-    """Deviations from the ideal crop, as a detector would make them."""
-
-    angle: Tensor  # [B] radians, clockwise turn of the content
-    log_scale: Tensor  # [B] > 0: a larger crop, in which the person is smaller
-    shift: Tensor  # [B, 2] of the crop's centre, in parts of the side, along the picture's axes
-
-
 def estimator_crop(
     camera: Camera,
     joints: Tensor,  # [B, 24, 3] metres, world
     spec: CropSpec,
-    jitter: CropJitter | None = None,
 ) -> Camera:
     """The camera whose picture is the crop that the estimator wants.
 
-    Differentiable in the camera, the joints and the jitter. Where hip -> shoulder is nearly along
+    Differentiable in the camera and the joints. Where hip -> shoulder is nearly along
     the view ray (shorter than 0.5 % of the side in the picture) the angle's gradient is damped to
     zero, so it is finite everywhere.
     """
@@ -93,7 +83,7 @@ def estimator_crop(
     beyond = spec.margin * camera.focal[:, None] / depth
     if spec.kind == "box":
         centre, side = _box(pixels, beyond[..., None])
-        return _jittered(camera, centre, spec.scale * side, torch.zeros_like(side), spec, jitter)
+        return crop(camera, centre, spec.scale * side, torch.zeros_like(side), spec.size)
     hips = pixels[:, [JOINT["left_hip"], JOINT["right_hip"]]].mean(1)
     shoulders = pixels[:, [JOINT["left_shoulder"], JOINT["right_shoulder"]]].mean(1)
     reach = ((pixels - hips[:, None]).square().sum(-1) + 1e-6).sqrt() + beyond
@@ -102,7 +92,7 @@ def estimator_crop(
         angle = _angle_to_up(shoulders - hips, _SHORT * side.detach())
     else:
         angle = torch.zeros_like(side)
-    return _jittered(camera, hips, side, angle, spec, jitter)
+    return crop(camera, hips, side, angle, spec.size)
 
 
 def _box(
@@ -111,21 +101,6 @@ def _box(
 ) -> tuple[Tensor, Tensor]:  # its middle [B, 2] and longer side [B]
     low, high = (pixels - beyond).amin(1), (pixels + beyond).amax(1)
     return (low + high) / 2, (high - low).amax(1)
-
-
-def _jittered(
-    camera: Camera,
-    centre: Tensor,  # [B, 2] pixels
-    side: Tensor,  # [B] pixels
-    angle: Tensor,  # [B] radians
-    spec: CropSpec,
-    jitter: CropJitter | None,
-) -> Camera:
-    if jitter is not None:
-        centre = centre + jitter.shift * side[:, None]
-        side = side * jitter.log_scale.exp()
-        angle = angle + jitter.angle
-    return crop(camera, centre, side, angle, spec.size)
 
 
 def _angle_to_up(

@@ -1,8 +1,7 @@
 """What stands behind the people: photographs without people, procedural rooms and patterns.
 
 The photographs ship inside scikit-image's wheel; nothing is downloaded. Each split has photographs
-and random streams of its own, so no background occurs in two splits. Compositing and the
-photometric jitter are differentiable.
+and random streams of its own, so no background occurs in two splits. Compositing is differentiable.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from posegen_ray.errors import AssetError, ConfigError
-from posegen_ray.seeding import numpy_stream, torch_stream
+from posegen_ray.seeding import numpy_stream
 
 # files of skimage/data, looked at one by one: none shows a person. The two motorcycle pictures
 # are a stereo pair, so they stay together.
@@ -86,28 +85,6 @@ def composite(
     """Puts renders over backgrounds. Differentiable in both arguments."""
     front = rgba.permute(0, 3, 1, 2)
     return front[:, :3] + (1 - front[:, 3:]) * background
-
-
-def photometric_jitter(
-    images: Tensor,  # [B, 3, H, W] in [0, 1]
-    seed: int,
-    strength: float = 1.0,  # 0: leaves the images alone
-) -> Tensor:  # [B, 3, H, W] in [0, 1]
-    """Random exposure, contrast, colour gain and sensor noise for each image.
-
-    Differentiable in the images (zero where the result is clipped); the draw depends on the seed
-    and the batch's shape only.
-    """
-    stream = torch_stream(seed, "photometric")
-    batch = images.shape[0]
-
-    def draw(*shape: int) -> Tensor:
-        return strength * torch.randn(*shape, generator=stream).to(images)
-
-    gain = (0.12 * draw(batch, 1, 1, 1) + 0.05 * draw(batch, 3, 1, 1)).clamp(-0.4, 0.4).exp()
-    contrast = (0.1 * draw(batch, 1, 1, 1)).clamp(-0.3, 0.3).exp()
-    noise = 0.012 * draw(batch, 1, 1, 1).abs() * draw(*images.shape)
-    return ((images * gain - 0.5) * contrast + 0.5 + noise).clamp(0, 1)
 
 
 def _sample(
