@@ -53,7 +53,9 @@ usage: posegen <command> [key=value ...]
 Settings are Hydra overrides:
   posegen demo experiment=small run_dir=runs/small
   posegen demo runtime=inprocess seed=1
+  posegen experiment experiment=ood seeds=3 arms=[baseline,random,posegen]
   posegen train resume=runs/train
+seeds, arms and checkpoint are short for experiment.seeds, experiment.arms and estimator.checkpoint.
 All of them: conf/ and posegen_ray/config/. POSEGEN_DEBUG=1 adds tracebacks and debug logs.
 """
 
@@ -280,6 +282,21 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
+SHORT = {
+    "arms": "experiment.arms",
+    "seeds": "experiment.seeds",
+    "checkpoint": "estimator.checkpoint",
+}
+
+
+def _in_full(argument: str) -> str:
+    """A setting by its whole name; seeds=3 are the seeds 0, 1 and 2."""
+    key, _, value = argument.partition("=")
+    if key == "seeds" and value.isdecimal():
+        value = f"[{','.join(map(str, range(int(value))))}]"
+    return f"{SHORT[key]}={value}" if key in SHORT else argument
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns its exit code. Never lets a PosegenError escape."""
     # before numpy is imported: its results depend on its number of threads, and a run must not
@@ -298,7 +315,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"posegen {argv[0]}: {COMMANDS[argv[0]].__doc__}\n\n{USAGE}")
         return 0
     try:
-        return COMMANDS[argv[0]](argv[1:])
+        return COMMANDS[argv[0]]([_in_full(argument) for argument in argv[1:]])
     except KeyboardInterrupt:
         print(
             f"\nposegen: interrupted. What is finished is kept. {_how_to_go_on(argv)}",

@@ -3,6 +3,7 @@
 import pytest
 
 from posegen_ray.cli import COMMANDS, main
+from posegen_ray.compose import compose_config
 from posegen_ray.subjects.store import save_subject
 
 
@@ -23,6 +24,24 @@ def test_unknown_setting_is_one_line_and_code_2(capsys):
     error = capsys.readouterr().err
     assert error.startswith("posegen: Unknown setting 'trainig.rounds'.")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("seeds=3", "experiment.seeds=[0,1,2]"),
+        ("seeds=[4,2]", "experiment.seeds=[4,2]"),
+        ("arms=[baseline,random]", "experiment.arms=[baseline,random]"),
+        ("checkpoint=model.pt", "estimator.checkpoint=model.pt"),
+        ("seed=3", "seed=3"),
+    ],
+)
+def test_short_names_are_settings_by_their_whole_name(monkeypatch, short, full):
+    told = []
+    monkeypatch.setitem(COMMANDS, "experiment", lambda arguments: told.extend(arguments) or 0)
+    assert main(["experiment", "experiment=ood", short]) == 0
+    assert told == ["experiment=ood", full]
+    assert compose_config(["estimator=spin", told[1]])  # it is one
 
 
 def test_doctor_says_what_is_missing_and_why(capsys):
