@@ -44,14 +44,16 @@ _ANATOMY: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float,
 
 
 def swing_twist_angles(
-    rotations: Tensor,  # [..., 24, 3, 3]
-) -> Tensor:  # [..., 24, 3] radians
+    rotations: Tensor,  # [..., 24, 3, 3], or [..., N, 3, 3] of the joints named
+    joints: Tensor | None = None,  # [N] which joint each is
+) -> Tensor:  # [..., 24 or N, 3] radians
     """Twist about the bone's own axis, and the rotation vector of the swing about the other two.
 
     R = swing @ twist. Smooth except where a bone is swung by pi (into its parent).
     """
     quaternion = roma.rotmat_to_unitquat(rotations)  # x, y, z, w
     axis = torch.eye(3, dtype=rotations.dtype, device=rotations.device)[list(TWIST_AXIS)]
+    axis = axis if joints is None else axis[joints]
     along = (quaternion[..., :3] * axis).sum(-1)
     real = quaternion[..., 3]
     twist = 2 * torch.atan2(along * real.sign(), real.abs())
@@ -97,11 +99,14 @@ class JointLimits:
 
     def excess(
         self,
-        rotations: Tensor,  # [B, 24, 3, 3]
-    ) -> Tensor:  # [B, 24, 3] radians beyond the bounds; 0 inside
+        rotations: Tensor,  # [B, 24, 3, 3], or [N, 3, 3] of the joints named
+        joints: Tensor | None = None,  # [N] which joint each is
+    ) -> Tensor:  # [B, 24, 3] or [N, 3] radians beyond the bounds; 0 inside
         """How far each angle is outside. Differentiable."""
-        angles = swing_twist_angles(rotations)
+        angles = swing_twist_angles(rotations, joints)
         low, high = self.low.to(angles), self.high.to(angles)
+        if joints is not None:
+            low, high = low[joints], high[joints]
         return (angles - high).clamp_min(0) + (low - angles).clamp_min(0)
 
     def share_within(
@@ -111,9 +116,12 @@ class JointLimits:
         halvings: int = 3,
     ) -> Tensor:  # [B, 24] in [0, 1]
         """How much of each turn can be made inside the bounds: all, a half, a quarter, ... none."""
-        share = torch.ones_like(turn[..., 0])
-        for attempt in range(halvings + 1):
-            turned = rotations @ from_axis_angle(share[..., None] * turn)
-            outside = (self.excess(turned) > 0).any(-1)
-            share = torch.where(outside, share / 2 if attempt < halvings else 0 * share, share)
+        share = torch.zeros_like(turn[..., 0])
+        rows, joints = torch.ones_like(share).nonzero().unbind(1)  # of the turns still too far
+        for halving in range(halvings + 1):
+            part = 0.5**halving
+            turned = rotations[rows, joints] @ from_axis_angle(part * turn[rows, joints])
+            outside = (self.excess(turned, joints) > 0).any(-1)
+            share[rows[~outside], joints[~outside]] = part
+            rows, joints = rows[outside], joints[outside]
         return share

@@ -73,3 +73,18 @@ def test_excess_has_a_gradient_that_leads_back_inside() -> None:
     assert rotvec.grad is not None
     assert torch.isfinite(rotvec.grad).all()
     assert rotvec.grad[0, JOINT["left_knee"], 0] < -0.9  # more extension, more excess
+
+
+def test_a_turn_is_made_as_far_as_the_bounds_allow_joint_by_joint() -> None:
+    limits = JointLimits.anatomical()
+    generator = torch.Generator().manual_seed(0)
+    start = torch.eye(3).expand(64, NUM_JOINTS, 3, 3)
+    turn = torch.randn(64, NUM_JOINTS, 3, generator=generator)
+    found = limits.share_within(start, turn)
+    expected = torch.zeros(64, NUM_JOINTS)
+    for part in (0.125, 0.25, 0.5, 1.0):  # the largest that fits is written last
+        angles = swing_twist_angles(from_axis_angle(part * turn))
+        inside = (angles >= limits.low) & (angles <= limits.high)
+        expected[inside.all(-1)] = part
+    assert torch.equal(found, expected)
+    assert set(found.unique().tolist()) == {0.0, 0.125, 0.25, 0.5, 1.0}
