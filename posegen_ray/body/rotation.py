@@ -7,7 +7,8 @@ module fixes the conventions in one place.
 
 from __future__ import annotations
 
-import roma
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ def from_6d(
     arbitrary) where the two vectors are parallel.
     """
     columns = x.unflatten(-1, (2, 3)).transpose(-1, -2)
-    return roma.special_gramschmidt(columns)  # type: ignore[no-any-return]
+    result: Tensor = _roma().special_gramschmidt(columns)
+    return result
 
 
 def to_6d(
@@ -35,14 +37,16 @@ def from_axis_angle(
     x: Tensor,  # [..., 3] radians
 ) -> Tensor:  # [..., 3, 3]
     """Axis-angle (SMPL files) to matrix."""
-    return roma.rotvec_to_rotmat(x)  # type: ignore[no-any-return]
+    result: Tensor = _roma().rotvec_to_rotmat(x)
+    return result
 
 
 def to_axis_angle(
     rotation: Tensor,  # [..., 3, 3]
 ) -> Tensor:  # [..., 3]
     """Matrix to axis-angle in radians, angle in [0, pi]."""
-    return roma.rotmat_to_rotvec(rotation)  # type: ignore[no-any-return]
+    result: Tensor = _roma().rotmat_to_rotvec(rotation)
+    return result
 
 
 def from_quaternion_wxyz(
@@ -50,7 +54,8 @@ def from_quaternion_wxyz(
 ) -> Tensor:  # [..., 3, 3]
     """Quaternion (w, x, y, z), not necessarily of unit length, to matrix."""
     xyzw = torch.cat([x[..., 1:], x[..., :1]], -1)
-    return roma.unitquat_to_rotmat(xyzw / xyzw.norm(dim=-1, keepdim=True))  # type: ignore[no-any-return]
+    result: Tensor = _roma().unitquat_to_rotmat(xyzw / xyzw.norm(dim=-1, keepdim=True))
+    return result
 
 
 def geodesic_angle(
@@ -58,7 +63,8 @@ def geodesic_angle(
     b: Tensor,  # [..., 3, 3]
 ) -> Tensor:  # [...] radians
     """Angle of the rotation that takes a to b, in [0, pi]."""
-    return roma.rotmat_geodesic_distance(a, b)  # type: ignore[no-any-return]
+    result: Tensor = _roma().rotmat_geodesic_distance(a, b)
+    return result
 
 
 def between(
@@ -101,3 +107,11 @@ def about_axis(
         [angle[..., None] if i == axis else rotvec[..., i : i + 1] for i in range(3)], -1
     )
     return from_axis_angle(rotvec)
+
+
+def _roma() -> Any:
+    """roma, imported when it is first needed: it brings torch's compiler along, seconds and 150 MB
+    in every process, and render servers need neither."""
+    import roma
+
+    return roma
