@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from posegen_ray.runtime.capacity import find_places
 from posegen_ray.runtime.generator_store import GeneratorStore
 from posegen_ray.runtime.job_workers import JobWorkers, give_memory_back
 from posegen_ray.runtime.placement import JOB, RENDER, Node, Plan
+from posegen_ray.runtime.progress import Bar, Progress
 from posegen_ray.runtime.render_pool import RenderPool, start_pool
 from posegen_ray.runtime.session import RaySession
 from posegen_ray.runtime.stream import sample_stream
@@ -32,7 +31,6 @@ from posegen_ray.runtime.train import fit_with_ray
 from posegen_ray.studio import Drawer, Folders, RenderSource
 from posegen_ray.training import TrainingResult
 
-_POLL_S = 0.3
 _FETCH_S = 300.0  # for a shared tensor to come from another machine
 
 
@@ -58,7 +56,7 @@ class RayBackend:
             plan = self._plan()
             self._server_nodes: tuple[Node, ...] = plan.nodes_of(RENDER)
             self._job_nodes: tuple[Node, ...] = plan.nodes_of(JOB)
-            self._progress = _Progress.options(num_cpus=0).remote()
+            self._progress = Progress.remote()
         except BaseException:
             self._session.__exit__(None, None, None)
             raise
@@ -157,8 +155,8 @@ class RayBackend:
     def _subjects(self) -> int:
         return len(self._config.subject.names) or len(training_people(self._config))
 
-    def _bar(self, label: str, total: int, unit: str) -> _Bar:
-        return _Bar(self._console, self._progress, label, total, unit)
+    def _bar(self, label: str, total: int, unit: str) -> Bar:
+        return Bar(self._console, self._progress, label, total, unit)
 
 
 @dataclass(frozen=True)
@@ -198,61 +196,3 @@ class _InStore:
         with warnings.catch_warnings():  # the store's arrays are read-only, and are only read
             warnings.simplefilter("ignore")
             return torch.from_numpy(array)
-
-
-@ray.remote
-class _Progress:
-    """Counts finished units by name; loses nothing but a progress bar when it dies."""
-
-    def __init__(self) -> None:
-        self._done: dict[str, int] = {}
-
-    def add(self, name: str, count: int) -> None:
-        self._done[name] = self._done.get(name, 0) + count
-
-    def done(self, name: str) -> int:
-        return self._done.get(name, 0)
-
-
-@dataclass(frozen=True)
-class _Advance:
-    """Reports units from any process, at most a few times a second."""
-
-    actor: Any
-    name: str
-
-    def __call__(self, count: int) -> None:
-        self.actor.add.remote(self.name, count)
-
-
-class _Bar:
-    """A progress bar on the driver that follows work in other processes."""
-
-    def __init__(self, console: Console, actor: Any, label: str, total: int, unit: str) -> None:
-        self.advance = _Advance(actor, f"{label}/{time.monotonic_ns()}")
-        self._bar = console.bar(label, total, unit)
-        self._done = 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> _Bar:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join(timeout=5)
-        self._bar.close()
-
-    def done(self) -> int:
-        """How many units were reported, as far as is known."""
-        return self._done
-
-    def _follow(self) -> None:
-        while not self._over.wait(_POLL_S):
-            try:
-                done = ray.get(self.advance.actor.done.remote(self.advance.name), timeout=5)
-            except ray.exceptions.RayError:
-                continue  # a bar that stands still harms nobody
-            self._bar.update(done - self._done)
-            self._done = done

@@ -12,18 +12,19 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
-import torch
 from numpy.typing import NDArray
 from ray import exceptions
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
 
 from posegen_ray.errors import TrainingError
 from posegen_ray.runtime.dispatch import raise_cause
+
+if TYPE_CHECKING:  # the store itself holds arrays: its process does without torch
+    from torch import Tensor
 
 _Arrays = dict[str, NDArray[Any]]
 
@@ -113,6 +114,8 @@ class GeneratorStore:
             TrainingError: not published in time, or no longer kept.
         """
         what = f"version {version}"
+        import torch
+
         (reference,) = self._ask(self._actor.wait.remote(version, seconds), what, seconds)
         arrays = self._ask(reference, what)
         return {name: torch.tensor(values) for name, values in arrays.items()}
