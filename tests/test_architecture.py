@@ -1,6 +1,8 @@
 """The import rule: a module imports only from parts of the package that come before its own."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,14 @@ def test_command_line_and_local_backend_start_without_ray():
             for name in imports(PACKAGE / part, top_level_only=True)
             if name.startswith(("ray", "posegen_ray.runtime"))
         ]
+
+
+def test_processes_that_only_count_keep_or_wait_start_without_torch():
+    """It is seconds and 300 MB in each."""
+    names = ("progress", "generator_store", "render_server")
+    code = "import sys" + "".join(f", posegen_ray.runtime.{name}" for name in names)
+    code += "; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_networks_that_few_processes_need_are_imported_late():
