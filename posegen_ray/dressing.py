@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
@@ -18,8 +16,7 @@ from safetensors import SafetensorError
 
 from posegen_ray import subjects
 from posegen_ray.assets import cache_folder
-from posegen_ray.body import load_body
-from posegen_ray.config import BodyConfig
+from posegen_ray.body.model import BodyModel
 from posegen_ray.files import whole_file
 from posegen_ray.subjects.baking import TEXTURE_SIZE
 from posegen_ray.subjects.raycast import TexturedMesh
@@ -35,20 +32,21 @@ def code_of_making() -> str:
     return "".join(hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.glob("*.py")))
 
 
-def dressed(performer: Performer, body: BodyConfig) -> TexturedMesh:
+def dressed(performer: Performer, body: BodyModel) -> TexturedMesh:
     """The performer on that body: read from the cache, or made and kept there."""
     file = _file(performer, body)
     mesh = _read(file)
     if mesh is None:
-        mesh = performer.dress(load_body(body), TEXTURE_SIZE)
+        mesh = performer.dress(body, TEXTURE_SIZE)
         _write(file, mesh)
     return mesh
 
 
-def _file(performer: Performer, body: BodyConfig) -> Path:
-    recipe = f"{code_of_making()}{json.dumps(asdict(body), sort_keys=True)}{TEXTURE_SIZE}"
-    digest = hashlib.sha256(recipe.encode()).hexdigest()[:12]
-    name = f"{type(performer).__name__}-{performer.name}-{digest}".lower()
+def _file(performer: Performer, body: BodyModel) -> Path:
+    digest = hashlib.sha256(f"{code_of_making()}{TEXTURE_SIZE}".encode())
+    for name, values in body.state_dict().items():  # whatever file they came from
+        digest.update(name.encode() + values.cpu().numpy().tobytes())
+    name = f"{type(performer).__name__}-{performer.name}-{digest.hexdigest()[:12]}".lower()
     return cache_folder() / "dressed" / f"{name}.safetensors"
 
 

@@ -450,7 +450,8 @@ def _dressed(body: BodyConfig, cast: str) -> tuple[TexturedMesh, ...]:
     """The meshes of a cast; the same ones for all settings but the body's."""
     key = (json.dumps(asdict(body), sort_keys=True), cast)
     if key not in _meshes:
-        _meshes[key] = tuple(dressed(one, body) for one in _cast(cast))
+        loaded = load_body(body)
+        _meshes[key] = tuple(dressed(one, loaded) for one in _cast(cast))
     return _meshes[key]
 
 

@@ -74,9 +74,9 @@ def estimator_crop(
 ) -> Camera:
     """The camera whose picture is the crop that the estimator wants.
 
-    Differentiable in the camera and the joints. Where hip -> shoulder is nearly along
-    the view ray (shorter than 0.5 % of the side in the picture) the angle's gradient is damped to
-    zero, so it is finite everywhere.
+    Differentiable in the camera and the joints. Where hip -> shoulder is nearly along the view ray
+    (shorter than 0.5 % of the side in the picture) the angle's gradient is damped to zero, so it is
+    finite everywhere.
     """
     pixels = project(camera, joints)
     depth = to_camera(camera, joints)[..., 2].clamp_min(0.1)

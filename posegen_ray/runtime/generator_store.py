@@ -113,9 +113,9 @@ class GeneratorStore:
         Raises:
             TrainingError: not published in time, or no longer kept.
         """
-        what = f"version {version}"
         import torch
 
+        what = f"version {version}"
         (reference,) = self._ask(self._actor.wait.remote(version, seconds), what, seconds)
         arrays = self._ask(reference, what)
         return {name: torch.tensor(values) for name, values in arrays.items()}
