@@ -95,8 +95,9 @@ class ArmImages:
         samples, counts = self._draw_own(own, seed) if own else self._draw_part(name, seed)
         self.notes.samples(f"{name}-{seed}", samples)
         self.notes.counts(f"{name}-{seed}", counts)
-        if own:
-            self.notes.errors(f"{name}-{seed}", samples, *self.drawing.errors(samples))
+        rendered = samples.rendered()  # the others' errors cannot be told
+        if own and len(rendered):
+            self.notes.errors(f"{name}-{seed}", rendered, *self.drawing.errors(rendered))
         KeptSamples.write(samples, self._path(name, seed))
 
     def _stream(self, name: str, seed: int) -> Seeds:
@@ -178,7 +179,8 @@ class ArmImages:
         """
         samples, counts = self.drawing.draw(RANDOM, pool, stream)
         weights = losses.joint_weights(self.config.feedback.joint_weights)
-        source, _ = self.drawing.errors(self.kept(SOURCE_HALF, seed).get(), weights)
+        half = self.kept(SOURCE_HALF, seed).get().rendered()
+        source, _ = self.drawing.errors(half, weights)
         errors, ambiguous = self.drawing.errors(samples, weights)
         feedback = self.config.feedback
         reference = float((errors if feedback.band_of == "prior" else source).median())

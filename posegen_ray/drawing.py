@@ -31,6 +31,7 @@ from posegen_ray.jobs import (
 )
 from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
+from posegen_ray.photographs import photographs_of
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, Patience, TestShoot
@@ -56,6 +57,8 @@ class Drawing:
             # fetched and built here once, before many processes want them at the same time
             load_body(config.body, lambda text: console.say(f"  {text}"))
             load_splits(config.motion)
+            if (photographs := photographs_of(config)) is not None:
+                console.say(f"  {photographs}")
             if config.subject.source == "makehuman" or config.experiment.test_person_images:
                 makehuman.prepare(lambda text: console.say(f"  {text}"))
 

@@ -52,13 +52,15 @@ from posegen_ray.export import export_run
 from posegen_ray.files import write_text
 from posegen_ray.generation.losses import joint_weights
 from posegen_ray.local import Backend
+from posegen_ray.photographs import check_photographs
 from posegen_ray.run import Run
 
 # --- run folders --------------------------------------------------------------------------------
 
 
 def check_run(config: RunConfig, compared: bool = True) -> None:
-    """Whether a run can begin with this estimator and these settings; opens none of its files.
+    """Whether a run can begin with this estimator and these settings; opens none of its files
+    but those that label photographs.
 
     Args:
         compared: it is a comparison, whose arms are fine-tuned; not training alone.
@@ -66,11 +68,13 @@ def check_run(config: RunConfig, compared: bool = True) -> None:
     Raises:
         ConfigError, CheckpointError, AssetError: as `check_estimator`.
         ConfigError: a variant's settings are wrong, or feedback.joint_weights.
+        ConfigError, DataError: as `check_photographs`.
     """
     compared = compared and set(config.experiment.arms) != {"baseline"}
     check_estimator(config.estimator, config.finetune, compared)
     for one in (config, *(arm.config for arm in fine_tuned_arms(config))):
         joint_weights(one.feedback.joint_weights)
+    check_photographs(config, config.finetune.losses)
 
 
 def open_run_folder(

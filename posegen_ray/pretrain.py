@@ -28,6 +28,7 @@ from posegen_ray.estimators.finetune import finetune
 from posegen_ray.estimators.progress import FineTuneSteps, finetune_size
 from posegen_ray.evaluation.metrics import mpjpe, pa_mpjpe
 from posegen_ray.local import Backend
+from posegen_ray.photographs import check_photographs
 from posegen_ray.records import Samples
 from posegen_ray.studio import studio_of
 from posegen_ray.training import Advance
@@ -92,12 +93,14 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
 
 
 def check_pretraining(config: RunConfig) -> None:
-    """Raises ConfigError unless the estimator is one that is pre-trained here."""
+    """Raises ConfigError unless the estimator is one that is pre-trained here, and as
+    `check_photographs`."""
     if config.estimator.kind != COMPACT:
         raise ConfigError(
             f"estimator={config.estimator.kind} is not pre-trained here: it comes as it is.",
             f"Use estimator={COMPACT}, the default of `posegen pretrain`.",
         )
+    check_photographs(config, config.pretrain.finetune.losses)
 
 
 @dataclass(frozen=True)
@@ -118,10 +121,11 @@ class Pretrain:
         from posegen_ray.estimators.compact_hmr import CompactHMR, load_imagenet
 
         samples = self.samples.get()
+        rendered = samples.rendered()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             estimator = CompactHMR(
-                mean_rest_joints(self.config, samples), mean_pose(labels_of(samples).rotations)
+                mean_rest_joints(self.config, rendered), mean_pose(labels_of(rendered).rotations)
             )
         load_imagenet(estimator)
         estimator.eval()
@@ -137,7 +141,7 @@ class Pretrain:
             body=self.config.body.name,
         )
         steps.finish()
-        some = samples[: min(len(samples), 240)]
+        some = rendered[: min(len(rendered), 240)]
         error = float(mpjpe(predict(tuned, some.images), some.joints).mean())
         return {name: value.cpu() for name, value in tuned.state_dict().items()}, error
 

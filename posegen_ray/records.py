@@ -79,12 +79,17 @@ class RenderResult:
 RenderFn = Callable[[RenderRequest], RenderResult]
 
 
+PHOTOGRAPH = "photograph:"  # what the clip's name of a sample that was not rendered begins with
+
+
 @dataclass(frozen=True)
 class Samples:
     """Labelled images: each row is one sample, its image and all its labels written together.
 
     `joints` are the 12 limb joints in the coordinates of the *crop* camera (the camera that the
     estimator sees), centred between the hips: what `PoseEstimator.forward` should answer.
+
+    Everything is known of rendered people; of photographs, what is not is NaN.
     """
 
     images: Tensor  # [B, 3, S, S] uint8 RGB, the estimator's crop
@@ -95,7 +100,9 @@ class Samples:
     camera: Camera  # the crop cameras
     view: Tensor  # [B, 3] azimuth relative to the body's facing, elevation, roll; radians
     subjects: tuple[str, ...]
-    clips: tuple[str, ...]  # where the pose comes from: "clip:frame", or "generated"
+    clips: tuple[
+        str, ...
+    ]  # where the pose comes from: "clip:frame", "generated", or "photograph:file"
     seeds: Tensor  # [B] int64, the seed that drew the sample
 
     def __len__(self) -> int:
@@ -110,6 +117,10 @@ class Samples:
                 tuple(value[i] for i in rows) if isinstance(value, tuple) else value[rows]
             )
         return Samples(**values)  # type: ignore[arg-type]
+
+    def rendered(self) -> Samples:
+        """Those of them that are no photographs."""
+        return self[[i for i, clip in enumerate(self.clips) if not clip.startswith(PHOTOGRAPH)]]
 
 
 def concatenate_samples(parts: list[Samples]) -> Samples:

@@ -39,6 +39,7 @@ from posegen_ray.generation.proposal import (
 from posegen_ray.generation.validity import ValidityChecker
 from posegen_ray.meter import CallMeter
 from posegen_ray.motion.splits import MotionSplits, load_splits
+from posegen_ray.photographs import Photographs, photographs_of
 from posegen_ray.records import (
     RenderFn,
     RenderRequest,
@@ -135,6 +136,11 @@ class Studio:
                 )
         shapes = torch.stack([torch.as_tensor(m.shape, dtype=torch.float32) for m in manifests])
         return People(tuple(name for name, _ in self.folders), shapes, self.body)
+
+    @functools.cached_property
+    def photographs(self) -> Photographs | None:
+        """What is among the source images beside rendered people, if anything."""
+        return photographs_of(self.config)
 
     @functools.cached_property
     def checker(self) -> ValidityChecker:
@@ -245,8 +251,16 @@ class Drawer:
     renderer: RenderSource
 
     def source(self, seeds: Sequence[int]) -> tuple[Samples, Counts]:
-        """Real poses of the source clips at eye level."""
-        return self._draw(self._studio.source_sampler(), seeds)
+        """Real poses of the source clips at eye level, and photographs."""
+        studio = self._studio
+        if studio.photographs is None:
+            return self._draw(studio.source_sampler(), seeds)
+        chosen, others = studio.photographs.among(seeds)
+        photographs = studio.photographs.draw(chosen, studio.body)
+        if not others:
+            return photographs, {}
+        rendered, counts = self._draw(studio.source_sampler(), others)
+        return concatenate_samples([rendered, photographs]), counts
 
     def random(self, seeds: Sequence[int]) -> tuple[Samples, Counts]:
         """Broad random poses and cameras."""

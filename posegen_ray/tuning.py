@@ -49,6 +49,7 @@ from posegen_ray.evaluation.sweep import (
 from posegen_ray.evaluation.sweep_report import write_sweep_report
 from posegen_ray.files import write_json
 from posegen_ray.local import Backend, LocalStream
+from posegen_ray.photographs import check_photographs
 from posegen_ray.records import Samples
 from posegen_ray.run import Run
 from posegen_ray.studio import Drawer, Folders, RenderSource, TestShoot
@@ -201,7 +202,9 @@ def check_sweep(config: RunConfig) -> None:
 
     Raises:
         ConfigError: no search space, no Ray, several train workers a trial, or Optuna is missing.
+        ConfigError, DataError: as `check_photographs`.
     """
+    check_photographs(config, config.finetune.losses)
     require(
         bool(config.tune.space),
         "No search space is configured.",

@@ -24,7 +24,7 @@ LAYERS = (
     "subjects",
     "generation",
     "estimators evaluation",
-    "scene",
+    "scene photographs",
     "judging",
     "adversary",
     "dressing",

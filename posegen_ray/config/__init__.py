@@ -16,6 +16,7 @@ from posegen_ray.config.datasets import (
     KEYPOINTS,
     PUBLIC_SETS,
     DatasetConfig,
+    PhotographsConfig,
 )
 from posegen_ray.config.estimators import (
     BLACK_BOX,
@@ -105,6 +106,7 @@ __all__ = [
     "FeedbackConfig",
     "FieldConfig",
     "FineTuneConfig",
+    "PhotographsConfig",
     "PretrainConfig",
     "FineTuneStageConfig",
     "FitConfig",

@@ -1,8 +1,8 @@
-"""Settings of public test sets (conf/dataset)."""
+"""Settings of public test sets (conf/dataset) and of photographs to train on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from posegen_ray.config.rules import require
 
@@ -83,4 +83,30 @@ class DatasetConfig:
             self.video_offset >= 0,
             f"dataset.video_offset={self.video_offset} is negative.",
             "Choose 0, or 1 for the pictures that SPIN's preprocessing extracts.",
+        )
+
+
+@dataclass
+class PhotographsConfig:
+    """Photographs among the source images (docs/public-test-sets.md)."""
+
+    # SPIN's npz, MPII's or COCO's json; none: all source images are rendered
+    labels: list[str] = field(default_factory=list)
+    folders: list[str] = field(
+        default_factory=list
+    )  # of the pictures: one for each file, or for all
+    share: float = 0.5  # of the source images
+
+    def __post_init__(self) -> None:
+        require(
+            not self.labels or len(self.folders) in (1, len(self.labels)),
+            f"photographs.folders names {len(self.folders)} folders for the {len(self.labels)} "
+            "files of photographs.labels.",
+            "Name one for each file, or one for all: the folder that its picture names start from.",
+        )
+        require(
+            0 < self.share < 1,
+            f"photographs.share={self.share} is not between 0 and 1.",
+            "It is the part of the source images that are photographs, such as 0.5; for none leave "
+            "photographs.labels empty.",
         )

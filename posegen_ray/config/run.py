@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from posegen_ray.config.body import BodyConfig
-from posegen_ray.config.datasets import DatasetConfig
+from posegen_ray.config.datasets import DatasetConfig, PhotographsConfig
 from posegen_ray.config.estimators import BLACK_BOX, EstimatorConfig, FineTuneConfig, PretrainConfig
 from posegen_ray.config.experiment import EvaluationConfig, ExperimentConfig, TrainingConfig
 from posegen_ray.config.export import EXPORT_FORMATS, ExportConfig
@@ -64,6 +64,7 @@ class RunConfig:
     renderer: RendererConfig = field(default_factory=RendererConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    photographs: PhotographsConfig = field(default_factory=PhotographsConfig)
     estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
     finetune: FineTuneConfig = field(default_factory=FineTuneConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)

@@ -67,6 +67,22 @@ class ImageLabels:
         return len(self.images)
 
 
+def read_labels(path: Path) -> ImageLabels:
+    """Labels in any of these layouts: an npz file is SPIN's, a json list MPII's, else COCO's.
+
+    Raises:
+        DataError: it is missing, damaged, or none of them.
+    """
+    if path.suffix == ".npz":
+        return read_spin_npz(path)
+    if path.suffix != ".json":
+        raise DataError(
+            f"{path} is no file of labels.", "It is SPIN's .npz, or MPII's or COCO's .json."
+        )
+    content = _json(path)
+    return _mpii(content, path) if isinstance(content, list) else _coco(content, path)
+
+
 def read_spin_npz(path: Path) -> ImageLabels:
     """A file of SPIN's `datasets/preprocess`, for training or for testing.
 
@@ -125,7 +141,10 @@ def read_mpii_json(path: Path) -> ImageLabels:
     Raises:
         DataError: it is missing, damaged, or no such file.
     """
-    people = _json(path)
+    return _mpii(_json(path), path)
+
+
+def _mpii(people: Any, path: Path) -> ImageLabels:
     try:
         images = tuple(str(person["image"]) for person in people)
         centre = np.array([person["center"] for person in people], np.float64).reshape(-1, 2)
@@ -150,7 +169,10 @@ def read_coco_json(path: Path) -> ImageLabels:
     Raises:
         DataError: it is missing, damaged, or no such file.
     """
-    content = _json(path)
+    return _coco(_json(path), path)
+
+
+def _coco(content: Any, path: Path) -> ImageLabels:
     images, centres, sides, parts = [], [], [], []
     try:
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}

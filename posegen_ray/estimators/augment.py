@@ -15,7 +15,6 @@ from torch import Tensor
 
 from posegen_ray.body.rotation import about_axis
 from posegen_ray.body.skeleton import JOINT_NAMES, LIMB_JOINT_NAMES, mirrored
-from posegen_ray.estimators.base import centred
 from posegen_ray.records import Samples
 
 _SWAP = list(mirrored(LIMB_JOINT_NAMES))
@@ -28,7 +27,10 @@ _MAX_CONTRAST = 0.3  # of the logarithm of gamma
 
 @dataclass(frozen=True)
 class Labels:
-    """What a crop shows, as an estimator should answer it: in the axes of the crop's camera."""
+    """What a crop shows, as an estimator should answer it: in the axes of the crop's camera.
+
+    NaN is what is not known.
+    """
 
     joints: Tensor  # [B, 12, 3] metres, mid-hip at 0
     joints_2d: Tensor  # [B, 12, 2] from the crop's middle, as shares of its side
@@ -58,7 +60,7 @@ def labels_of(samples: Samples) -> Labels:
     root = samples.camera.rotation.float() @ rotations[:, 0]
     extent = samples.joints_2d.new_tensor([samples.camera.width, samples.camera.height])
     return Labels(
-        centred(samples.joints.float()),
+        samples.joints.float(),
         (samples.joints_2d / extent - 0.5).float(),
         torch.cat([root[:, None], rotations[:, 1:]], 1),
         samples.shape.float(),

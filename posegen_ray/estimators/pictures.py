@@ -39,9 +39,24 @@ class Cutting:
     ) -> Tensor:  # [..., 2] pixels of the picture
         """Where in the picture points of the crop are."""
         start, end = points.new_tensor(self.corners).view(2, 2)
-        in_crop, in_picture = (0.5, 0.0) if self.sampled else (0.0, 0.5)
+        in_crop, in_picture = self._shifts
         found: Tensor = start + (points - in_crop) / self.size * (end - start) - in_picture
         return found
+
+    def in_crop(
+        self,
+        points: Tensor,  # [..., 2] pixels of the picture
+    ) -> Tensor:  # [..., 2] pixels of the crop
+        """Where in the crop points of the picture are."""
+        start, end = points.new_tensor(self.corners).view(2, 2)
+        in_crop, in_picture = self._shifts
+        found: Tensor = (points + in_picture - start) / (end - start) * self.size + in_crop
+        return found
+
+    @property
+    def _shifts(self) -> tuple[float, float]:
+        """What is added to a place in the crop, and in the picture, before both are compared."""
+        return (0.5, 0.0) if self.sampled else (0.0, 0.5)
 
 
 def square(

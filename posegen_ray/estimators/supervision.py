@@ -17,7 +17,7 @@ from posegen_ray.config import LossConfig
 from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.estimators.augment import Labels
 from posegen_ray.estimators.base import Estimate, PoseEstimator, limb_joints
-from posegen_ray.records import Samples
+from posegen_ray.records import PHOTOGRAPH, Samples
 
 
 def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
@@ -36,7 +36,10 @@ def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
             f"but {estimator.name} takes {size}.",
             "Generate the samples with this estimator's crop.",
         )
-    bad = (~torch.isfinite(samples.joints)).flatten(1).any(1).nonzero()[:, 0].tolist()
+    photograph = torch.tensor([clip.startswith(PHOTOGRAPH) for clip in samples.clips])
+    unknown = photograph[:, None, None] & samples.joints.isnan()
+    good = (torch.isfinite(samples.joints) | unknown).flatten(1).all(1)
+    bad = (~good).nonzero()[:, 0].tolist()
     if bad:
         raise DataError(
             f"{len(bad)} of {len(samples)} samples have labels that are not finite "
@@ -54,21 +57,25 @@ def estimate_loss(
 ) -> Tensor:  # []
     """The weighted sum of the losses that the estimate and the labels have.
 
+    What a label does not say (NaN) is taken for right, as SPIN does: means are over all of a
+    batch, so that its parts add up to it.
+
     Raises:
         ConfigError: there is none.
     """
     terms = []
     if weights.joints > 0 and estimate.joints is not None:
         predicted = limb_joints(estimate, estimator.joint_names)
-        terms.append(weights.joints * (predicted - labels.joints).abs().mean())
+        terms.append(weights.joints * _wrong(predicted, labels.joints).abs().mean())
     if weights.joints_2d > 0 and estimate.joints_2d is not None:
         rows = [estimator.joint_names.index(name) for name in LIMB_JOINT_NAMES]
         places = estimate.joints_2d[:, rows] / estimator.input_size - 0.5
-        terms.append(weights.joints_2d * (places - labels.joints_2d).abs().mean())
+        terms.append(weights.joints_2d * _wrong(places, labels.joints_2d).abs().mean())
     if weights.rotations > 0 and estimate.rotations is not None:
-        terms.append(weights.rotations * (estimate.rotations - labels.rotations).square().mean())
+        wrong = _wrong(estimate.rotations, labels.rotations)
+        terms.append(weights.rotations * wrong.square().mean())
     if weights.shape > 0 and estimate.shape is not None and body == "smpl":
-        terms.append(weights.shape * (estimate.shape - labels.shape).square().mean())
+        terms.append(weights.shape * _wrong(estimate.shape, labels.shape).square().mean())
     if not terms:
         raise ConfigError(
             f"None of the weighted finetune.losses can be had: {estimator.name} answers nothing "
@@ -76,6 +83,11 @@ def estimate_loss(
             "Weight losses on what it answers, or give a parametric estimator SMPL's files.",
         )
     return torch.stack(terms).sum() if len(terms) > 1 else terms[0]
+
+
+def _wrong(answer: Tensor, label: Tensor) -> Tensor:
+    """The difference; 0, and without a gradient, where the label is not known."""
+    return answer - torch.where(label.isnan(), answer.detach(), label)
 
 
 @contextmanager

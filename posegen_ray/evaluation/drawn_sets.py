@@ -27,6 +27,7 @@ from posegen_ray.evaluation.pose_sets import (
 )
 from posegen_ray.motion.clips import Clip
 from posegen_ray.motion.splits import MotionSplits
+from posegen_ray.records import PHOTOGRAPH
 
 MOST_POSES = 2000  # of a set, evenly chosen: distances are between all pairs
 
@@ -43,10 +44,13 @@ def pose_column(
 def read_poses(
     file: Path,  # samples/<set>.parquet
 ) -> Tensor | None:  # [N, 24, 3, 3]; None in tables of before poses were kept
-    """The poses that a table of samples holds."""
+    """The poses that a table of samples holds; none of photographs."""
     table = pd.read_parquet(file)
     if "pose" not in table.columns:
         return None
+    table = table[~table["clip"].str.startswith(PHOTOGRAPH)]
+    if not len(table):
+        return torch.zeros(0, 24, 3, 3)
     return from_6d(torch.from_numpy(np.stack(table["pose"].to_list())).unflatten(1, (24, 6)))
 
 

@@ -10,11 +10,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import published_layouts as published
 import pytest
 import torch
 from bodies import capsule_smpl
 from least import LEAST
+from photograph_files import people, write
 from test_experiment import assert_same_answers
 from test_hybrik import small_res
 from test_spin import small_spin
@@ -37,10 +39,17 @@ def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, smpl, tmp_pat
 
     monkeypatch.setattr("posegen_ray.estimators.registry.load_estimator", narrow)
     run = tmp_path / "run"
+    content = people(6)
+    content["pose"], content["shape"] = np.zeros((6, 72)), np.zeros((6, 10))
+    photographs = write(tmp_path, content)
     files = [f"estimator.checkpoint={checkpoint}", f"estimator.smpl_folder={folder}"]
+    files += [f"photographs.{name}={getattr(photographs, name)}" for name in ("labels", "folders")]
+    files.append("photographs.share=0.8")
     settings = [*LEAST, "runtime=inprocess", f"estimator={kind}", *files]
     assert main(["demo", *settings, f"run_dir={run}"]) == 0
     assert_finite(run, narrow(kind).name)
+    noted = pd.read_parquet(run / "samples" / "source_half-0.parquet")["clip"]
+    assert 0 < noted.str.startswith("photograph:pictures/").sum() < len(noted)
     assert_each_arm_moved_the_weights_in_its_own_way(run, narrow(kind).state_dict())
 
 

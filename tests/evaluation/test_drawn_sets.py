@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,15 +48,25 @@ def table(splits: MotionSplits, tmp_path_factory: pytest.TempPathFactory) -> pd.
     source = torch.cat([clip.poses.rotations for clip in splits.source_train])
     sets = {"source_half-0": source[::2], "posegen-0": _poses(30, 5), "posegen-1": _poses(30, 6)}
     for name, rotations in {**sets, "test": _poses(9, 7), "small-0": _poses(3, 8)}.items():
-        pd.DataFrame({"pose": pose_column(rotations)}).to_parquet(folder / f"{name}.parquet")
+        _write(rotations, folder / f"{name}.parquet")
     pd.DataFrame({"clip": ["old"]}).to_parquet(folder / "old-0.parquet")
     (folder / "counts-posegen-0.json").write_text(json.dumps({"drawn": 40, "valid": 30}))
     return drawn_pose_sets(folder, splits, _REST)
 
 
+def _write(rotations: torch.Tensor, file: Path, clips: Sequence[str] = ()) -> None:
+    columns = {"clip": clips or ["generated"] * len(rotations), "pose": pose_column(rotations)}
+    pd.DataFrame(columns).to_parquet(file)
+
+
 def test_poses_come_back_from_a_table(tmp_path: Path) -> None:
     rotations = _poses(7, 0)
-    pd.DataFrame({"pose": pose_column(rotations)}).to_parquet(tmp_path / "x.parquet")
+    unknown = torch.full((2, 24, 3, 3), torch.nan)
+    _write(
+        torch.cat([rotations, unknown]),
+        tmp_path / "x.parquet",
+        ["walk:1"] * 7 + ["photograph:a"] * 2,
+    )
     found = read_poses(tmp_path / "x.parquet")
     assert found is not None
     torch.testing.assert_close(found, rotations)

@@ -136,6 +136,14 @@ def missing_pictures(folder: Path, names: Iterable[str]) -> list[str]:
     return [f"{folder}: {', '.join(lacking[:_LISTED])}{more}"]
 
 
+def missing_under(root: Path, names: Iterable[str]) -> list[str]:
+    """What is missing of files named from one folder on, in words: an item for each folder."""
+    folders: dict[Path, list[str]] = {}
+    for name in set(names):
+        folders.setdefault((root / name).parent, []).append(Path(name).name)
+    return [m for at in sorted(folders) for m in missing_pictures(at, sorted(folders[at]))]
+
+
 def require_complete(title: str, missing: Sequence[str], source: str) -> None:
     """Raises DataError with the whole list unless nothing is missing.
 

@@ -30,7 +30,7 @@ from posegen_ray.datasets.public.frames import (
     CROP,
     Box,
     Picture,
-    missing_pictures,
+    missing_under,
     require_complete,
 )
 from posegen_ray.errors import ConfigError, DataError
@@ -88,10 +88,7 @@ class KeypointSet:
             if not good.all():
                 self.left_out[reason] = int((~good).sum())
         self._rows = np.flatnonzero(marked & with_head).tolist()
-        folders: dict[Path, list[str]] = {}
-        for name in {labels.images[row] for row in self._rows}:
-            folders.setdefault((self._root / name).parent, []).append(Path(name).name)
-        missing = [m for f in sorted(folders) for m in missing_pictures(f, sorted(folders[f]))]
+        missing = missing_under(self._root, (labels.images[row] for row in self._rows))
         require_complete(self.title, missing, SOURCE)
 
     def __len__(self) -> int:
