@@ -158,7 +158,8 @@ class ArmImages:
         patience = Patience(f"unambiguous {kind}")
         while (have := sum(map(len, parts))) < count:
             samples, more = self.drawing.draw(kind, count - have, stream, states, config)
-            good = (~self.drawing.errors(samples)[1]).nonzero()[:, 0].tolist()
+            ambiguous = self.drawing.errors(samples)[1] & ~samples.photographs
+            good = (~ambiguous).nonzero()[:, 0].tolist()
             patience.note(count - have, len(good), {**more, "ambiguous": len(samples)})
             parts.append(samples[good])
             counts.update(more)
@@ -179,11 +180,13 @@ class ArmImages:
         """
         samples, counts = self.drawing.draw(RANDOM, pool, stream)
         weights = losses.joint_weights(self.config.feedback.joint_weights)
-        half = self.kept(SOURCE_HALF, seed).get().rendered()
-        source, _ = self.drawing.errors(half, weights)
         errors, ambiguous = self.drawing.errors(samples, weights)
         feedback = self.config.feedback
-        reference = float((errors if feedback.band_of == "prior" else source).median())
+        usual = errors
+        if feedback.band_of != "prior":
+            half = self.kept(SOURCE_HALF, seed).get().rendered()
+            usual, _ = self.drawing.errors(half, weights)
+        reference = float(usual.median())
         payments = losses.feedback_payment(errors, reference, feedback)
         if not feedback.pay_ambiguous:
             payments = payments * ~ambiguous

@@ -31,7 +31,6 @@ from posegen_ray.jobs import (
 )
 from posegen_ray.local import Backend, Shared
 from posegen_ray.motion.splits import load_splits
-from posegen_ray.photographs import photographs_of
 from posegen_ray.records import Samples, concatenate_samples
 from posegen_ray.seeding import derive_seed
 from posegen_ray.studio import Counts, Drawer, Folders, Patience, TestShoot
@@ -57,8 +56,6 @@ class Drawing:
             # fetched and built here once, before many processes want them at the same time
             load_body(config.body, lambda text: console.say(f"  {text}"))
             load_splits(config.motion)
-            if (photographs := photographs_of(config)) is not None:
-                console.say(f"  {photographs}")
             if config.subject.source == "makehuman" or config.experiment.test_person_images:
                 makehuman.prepare(lambda text: console.say(f"  {text}"))
 
@@ -146,7 +143,13 @@ class Drawing:
                 counts.update(more)
             together = sum((Counter(more) for _, more in made), Counter[str]())
             patience.note(count - have, sum(len(samples) for samples, _ in made), together)
-        return concatenate_samples(parts), dict(counts)
+        samples = concatenate_samples(parts)
+        if kind == "source" and samples.photographs.all():
+            raise ConfigError(
+                f"All {count} source images are photographs; errors are measured on rendered ones.",
+                f"Lower photographs.share={self.config.photographs.share}, or draw more images.",
+            )
+        return samples, dict(counts)
 
     def joint_map(self) -> Tensor | None:
         """From the estimator's own joints to the skeleton's, fitted on source data, once."""

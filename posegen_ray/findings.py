@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from torch import Tensor
@@ -88,7 +90,12 @@ def settings(run: Run) -> dict[str, str]:
         for seed in config.experiment.seeds
     ]
     joint_map = f"fitted on {config.experiment.joint_map_images} source images, for all arms"
+    photographs = config.photographs
     return {
+        "photographs": f"{photographs.share:.0%} of the source images, from "
+        + ", ".join(Path(file).name for file in photographs.labels)
+        if photographs.labels
+        else "none",
         "joint map": "none" if run.drawing.joint_map() is None else joint_map,
         "images per arm": str(config.experiment.images_per_arm),
         "fine-tuning steps": stages,

@@ -9,7 +9,6 @@ their own), while the other limb joints of LSP, MPII, COCO and Human3.6M are tak
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from posegen_ray.config import LossConfig, PhotographsConfig, RunConfig
 from posegen_ray.datasets.files import read_image
 from posegen_ray.datasets.image_labels import SPIN_JOINT_NAMES, ImageLabels, read_labels
 from posegen_ray.datasets.public.frames import CROP, Box, missing_under, require_complete
-from posegen_ray.errors import ConfigError
+from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.estimators.base import centred
 from posegen_ray.estimators.crop import CropSpec
 from posegen_ray.estimators.pictures import cut
@@ -42,25 +41,25 @@ class Photographs:
 
     Args:
         crop: which part of a picture the estimator wants.
-        smpl: the rendered people are body=smpl: SMPL poses have joints, and their shapes are
-            labels.
+        gender: of the rendered people's SMPL body, which alone has joints for SMPL poses of that
+            gender, and their shapes as labels; None: another body.
 
     Raises:
         ConfigError: the estimator wants turned crops.
         DataError: a file of labels is missing or damaged.
     """
 
-    def __init__(self, config: PhotographsConfig, crop: CropSpec, smpl: bool) -> None:
+    def __init__(self, config: PhotographsConfig, crop: CropSpec, gender: str | None) -> None:
         check_crop(crop)
         self._share = config.share
         self._crop = crop
-        self._smpl = smpl
         folders = config.folders * (len(config.labels) if len(config.folders) == 1 else 1)
+        self._files = tuple(config.labels)
         self._sets = [
             (read_labels(Path(file)), Path(folder))
             for file, folder in zip(config.labels, folders, strict=True)
         ]
-        self._known = [_known(labels, smpl) for labels, _ in self._sets]
+        self._known = [_known(labels, gender) for labels, _ in self._sets]
         self._people = [  # those of whom anything is known
             (number, row)
             for number, known in enumerate(self._known)
@@ -71,32 +70,33 @@ class Photographs:
         """How many people there are of whom anything is known."""
         return len(self._people)
 
-    def __str__(self) -> str:
-        known = ", ".join(f"{name} of {count:,}" for name, count in self._counts().items())
-        return f"{len(self):,} people in photographs ({known})"
-
     def require(self, losses: LossConfig) -> None:
-        """Whether all pictures are there, and something that these losses compare.
+        """Whether all pictures are there, their boxes, and something that these losses compare.
 
         Raises:
-            DataError: pictures are missing; all are listed.
-            ConfigError: no loss that is weighted compares what is known of them.
+            DataError: pictures are missing (all are listed), or a box is no box.
+            ConfigError: no loss that is weighted compares what a file knows.
         """
-        if not any(count and getattr(losses, name) for name, count in self._counts().items()):
-            raise ConfigError(
-                f"No loss of fine-tuning compares what is known of the {self}.",
-                "Weigh one: for people marked in 2D, finetune.losses.joints_2d=1.0.",
-            )
+        for (labels, _), known, file in zip(self._sets, self._known, self._files, strict=True):
+            counts = {name: int(rows.sum()) for name, rows in known.items()}
+            if not any(count and getattr(losses, name) for name, count in counts.items()):
+                said = ", ".join(f"{name} of {count}" for name, count in counts.items())
+                raise ConfigError(
+                    f"No loss of fine-tuning compares what {file} knows of its people ({said}).",
+                    "Weigh one: for people marked in 2D, finetune.losses.joints_2d=1.0.",
+                )
+            boxed = labels.centre.isfinite().all(1) & labels.side.isfinite() & (labels.side > 0)
+            bad = torch.stack(list(known.values())).any(0) & ~boxed
+            if bad.any():
+                row = int(bad.nonzero()[0, 0])
+                raise DataError(
+                    f"{file}: person {row} ({labels.images[row]}) has no crop: centre "
+                    f"{labels.centre[row].tolist()}, side {float(labels.side[row]):g} pixels.",
+                    "Leave such people out of the file.",
+                )
         sets = self._sets
         names = (str(sets[number][1] / sets[number][0].images[row]) for number, row in self._people)
         require_complete("photographs", missing_under(Path(), names), _SOURCE)
-
-    def _counts(self) -> Counter[str]:
-        """Of how many people each loss knows something."""
-        counts: Counter[str] = Counter()
-        for known in self._known:
-            counts.update({name: int(rows.sum()) for name, rows in known.items()})
-        return counts
 
     def among(self, seeds: Sequence[int]) -> tuple[list[int], list[int]]:
         """The seeds whose source image is a photograph, and the others."""
@@ -184,7 +184,8 @@ def photographs_of(config: RunConfig) -> Photographs | None:
     settings = config.photographs
     if not settings.labels:
         return None
-    return Photographs(settings, crop_spec(config.estimator), config.body.name == "smpl")
+    gender = config.body.gender if config.body.name == "smpl" else None
+    return Photographs(settings, crop_spec(config.estimator), gender)
 
 
 def check_photographs(config: RunConfig, losses: LossConfig) -> None:
@@ -198,12 +199,14 @@ def check_photographs(config: RunConfig, losses: LossConfig) -> None:
         photographs.require(losses)
 
 
-def _known(labels: ImageLabels, smpl: bool) -> dict[str, Tensor]:  # [N] bool, by LossConfig's names
+def _known(
+    labels: ImageLabels, gender: str | None
+) -> dict[str, Tensor]:  # [N] bool, by LossConfig's names
     """Of whom which loss knows something to compare."""
     others = [joint for i, joint in enumerate(_LIMBS) if i not in _HIPS]
     in_space = labels.joints[..., 3] > 0
     in_space = in_space[:, [_LIMBS[i] for i in _HIPS]].all(1) & in_space[:, others].any(1)
-    shaped = labels.has_smpl & smpl
+    shaped = labels.has_smpl & torch.tensor([one == gender for one in labels.genders])
     return {
         "joints": in_space | shaped,
         "joints_2d": (labels.keypoints[:, others, 2] > 0).any(1),

@@ -75,6 +75,7 @@ def run_pretraining(config: RunConfig, folder: Path, backend: Backend, console: 
         "images": settings.images,
         "clips": list(config.motion.source),
         "subjects": [name for name, _ in drawing.subjects()],
+        "photographs": list(config.photographs.labels),
         "body": config.body.name,
         "seed": config.seed,
         "licence": "weights: as the images they were trained on; backbone Apache-2.0",

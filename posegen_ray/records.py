@@ -79,7 +79,7 @@ class RenderResult:
 RenderFn = Callable[[RenderRequest], RenderResult]
 
 
-PHOTOGRAPH = "photograph:"  # what the clip's name of a sample that was not rendered begins with
+PHOTOGRAPH = "photograph/"  # what the clip's name of a sample that was not rendered begins with
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Samples:
     subjects: tuple[str, ...]
     clips: tuple[
         str, ...
-    ]  # where the pose comes from: "clip:frame", "generated", or "photograph:file"
+    ]  # where the pose comes from: "clip:frame", "generated", or "photograph/file"
     seeds: Tensor  # [B] int64, the seed that drew the sample
 
     def __len__(self) -> int:
@@ -118,9 +118,14 @@ class Samples:
             )
         return Samples(**values)  # type: ignore[arg-type]
 
+    @property
+    def photographs(self) -> Tensor:  # [B] bool
+        """Which of them were not rendered."""
+        return torch.tensor([clip.startswith(PHOTOGRAPH) for clip in self.clips], dtype=torch.bool)
+
     def rendered(self) -> Samples:
         """Those of them that are no photographs."""
-        return self[[i for i, clip in enumerate(self.clips) if not clip.startswith(PHOTOGRAPH)]]
+        return self[(~self.photographs).nonzero()[:, 0].tolist()]
 
 
 def concatenate_samples(parts: list[Samples]) -> Samples:

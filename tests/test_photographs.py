@@ -45,7 +45,7 @@ OTHERS = [joint for joint in range(12) if joint not in HIPS]
 
 
 def drawn(config: PhotographsConfig, count: int = 12, crop: CropSpec = SPIN_CROP) -> Samples:
-    return Photographs(config, crop, smpl=False).draw(range(count), capsule_body())
+    return Photographs(config, crop, gender=None).draw(range(count), capsule_body())
 
 
 @pytest.mark.parametrize("crop", [SPIN_CROP, HYBRIK_CROP], ids=["spin", "hybrik"])
@@ -71,9 +71,9 @@ def test_each_crop_shows_its_joints_where_the_labels_put_them(tmp_path, crop):
 
 def test_a_person_is_known_by_the_seed_alone(tmp_path):
     config = write(tmp_path, people(30))
-    photographs, body = Photographs(config, SPIN_CROP, smpl=False), capsule_body()
+    photographs, body = Photographs(config, SPIN_CROP, gender=None), capsule_body()
     some = photographs.draw([7, 3, 11], body)
-    alone = Photographs(config, SPIN_CROP, smpl=False).draw([3], body)
+    alone = Photographs(config, SPIN_CROP, gender=None).draw([3], body)
     assert torch.equal(some.images[1], alone.images[0])
     assert some.clips[1] == alone.clips[0]
     names = photographs.draw(range(300), body).clips
@@ -82,7 +82,9 @@ def test_a_person_is_known_by_the_seed_alone(tmp_path):
 
 
 def test_the_wanted_share_of_seeds_are_photographs(tmp_path):
-    photographs = Photographs(replace(write(tmp_path, people(1)), share=0.3), SPIN_CROP, smpl=False)
+    photographs = Photographs(
+        replace(write(tmp_path, people(1)), share=0.3), SPIN_CROP, gender=None
+    )
     chosen, others = photographs.among(range(4000))
     assert sorted(chosen + others) == list(range(4000))
     assert len(chosen) / 4000 == pytest.approx(0.3, abs=0.03)
@@ -119,13 +121,13 @@ def test_smpl_poses_are_posed_by_smpls_files(tmp_path):
     write_smpl(tmp_path / "smpl")
     content, stream = people(3), np.random.default_rng(2)
     content |= {"pose": 0.4 * stream.normal(size=(3, 72)), "shape": stream.normal(size=(3, 10))}
-    content["has_smpl"] = np.array([1, 1, 0])
+    content |= {"has_smpl": np.array([1, 1, 0]), "gender": np.array(["", "m", ""])}
     config = write(tmp_path, content)
     turns = Rotation.from_rotvec(content["pose"].reshape(-1, 3)).as_matrix().reshape(3, 24, 3, 3)
     _, joints = smplx_points("neutral", turns, content["shape"])
     limbs = joints[:, list(LIMB_JOINTS)]
     body = load_smpl_body(tmp_path / "smpl")
-    samples = Photographs(config, SPIN_CROP, smpl=True).draw(range(20), body)
+    samples = Photographs(config, SPIN_CROP, gender="neutral").draw(range(20), body)
     beside = drawn(config, 20)
     for i, clip in enumerate(samples.clips):
         row = int(Path(clip).stem)
@@ -134,10 +136,14 @@ def test_smpl_poses_are_posed_by_smpls_files(tmp_path):
             assert samples.joints[i].isnan().all()
             continue
         np.testing.assert_allclose(samples.rotations[i], turns[row], atol=1e-5)
+        assert torch.equal(beside.rotations[i], samples.rotations[i])
+        if row == 1:  # a shape of SMPL's male body
+            assert samples.joints[i].isnan().all()
+            assert samples.shape[i].isnan().all()
+            continue
         np.testing.assert_allclose(samples.shape[i], content["shape"][row], rtol=1e-5)
         expected = limbs[row] - limbs[row, HIPS].mean(0)
         np.testing.assert_allclose(samples.joints[i], expected, atol=1e-4)
-        assert torch.equal(beside.rotations[i], samples.rotations[i])
     assert beside.joints.isnan().all()
     assert beside.shape.isnan().all()
 
@@ -155,9 +161,8 @@ def test_several_files_of_several_layouts_are_one_set(tmp_path):
     (tmp_path / "coco.json").write_text(json.dumps(content))
     files = [npz.labels[0], f"{tmp_path}/mpii.json", f"{tmp_path}/coco.json"]
     folders = [*npz.folders, f"{tmp_path}/b", f"{tmp_path}/b"]
-    photographs = Photographs(PhotographsConfig(files, folders), SPIN_CROP, smpl=False)
+    photographs = Photographs(PhotographsConfig(files, folders), SPIN_CROP, gender=None)
     assert len(photographs) == 4
-    assert "joints_2d of 4" in str(photographs)
     photographs.require(LossConfig(joints_2d=1.0))
     clips = photographs.draw(range(60), capsule_body()).clips
     names = [f"{PHOTOGRAPH}{name}" for name in ("0.png", "pictures/0.png", "pictures/1.png")]
@@ -257,10 +262,12 @@ def test_only_photographs_may_have_unknown_labels():
     check_samples(Parametric(), samples)
     with pytest.raises(DataError, match=r"2 of 4 samples .*the first: row 1"):
         check_samples(Parametric(), replace(samples, clips=("walk:1",) * 4))
-    broken = samples.joints.clone()
-    broken[1, 3] = torch.inf
-    with pytest.raises(DataError, match=r"1 of 4 samples .*the first: row 1"):
-        check_samples(Parametric(), replace(samples, joints=broken))
+    for name in ("joints", "joints_2d", "rotations", "shape"):
+        for row, value in ((1, torch.inf), (0, torch.nan)):
+            broken = getattr(samples, name).clone()
+            broken[row, 3 if name != "shape" else 1] = value
+            with pytest.raises(DataError, match=rf"1 of 4 samples .*the first: row {row}"):
+                check_samples(Parametric(), replace(samples, **{name: broken}))
 
 
 def test_people_marked_in_2d_teach_an_estimator_where_joints_are(tmp_path):
@@ -317,11 +324,13 @@ def test_what_is_missing_or_useless_is_said_before_a_run_has_a_folder(tmp_path, 
     assert "aligned crops" in refused(2, folder)  # BlazePose
     useless = "finetune.losses={joints: 1.0, joints_2d: 0.0, rotations: 0.0}"
     said = refused(2, *compact, folder, useless)
-    assert "No loss of fine-tuning compares what is known of the 4 people in photographs" in said
+    assert f"compares what {config.labels[0]} knows of its people (joints of 0, joints_2d" in said
     (tmp_path / "set" / "pictures" / "2.png").unlink()
     assert f"{tmp_path}/set/pictures: 2.png" in refused(1, *compact, folder)
     assert f"{tmp_path}/set/pictures: 2.png" in refused(1, folder, command="pretrain")
     assert "share=1.0 is not between" in refused(2, *compact, folder, "photographs.share=1.0")
+    np.savez(config.labels[0], **(people(4) | {"scale": np.array([1.6, 0, 1.6, 1.6])}))
+    assert "person 1 (pictures/1.png) has no crop" in refused(1, *compact, folder)
     Path(config.labels[0]).write_bytes(b"PK")
     assert "cannot be read" in refused(1, *compact, folder)
 
@@ -339,4 +348,4 @@ def test_a_picture_that_breaks_off_is_named_with_its_person(tmp_path):
 
 def test_turned_crops_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="aligned crops"):
-        Photographs(write(tmp_path, people(1)), BlazePose.crop, smpl=False)
+        Photographs(write(tmp_path, people(1)), BlazePose.crop, gender=None)

@@ -99,7 +99,7 @@ class PhotographsConfig:
 
     def __post_init__(self) -> None:
         require(
-            not self.labels or len(self.folders) in (1, len(self.labels)),
+            len(self.folders) in ((1, len(self.labels)) if self.labels else (0,)),
             f"photographs.folders names {len(self.folders)} folders for the {len(self.labels)} "
             "files of photographs.labels.",
             "Name one for each file, or one for all: the folder that its picture names start from.",

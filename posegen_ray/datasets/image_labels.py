@@ -115,7 +115,9 @@ def read_spin_npz(path: Path) -> ImageLabels:
         return torch.from_numpy(np.asarray(content[name], np.float32))
 
     known = "pose" in content and "shape" in content
-    has_smpl = field("has_smpl") > 0 if "has_smpl" in content else torch.full((count,), known)
+    has_smpl = torch.full((count,), known)
+    if known and "has_smpl" in content:
+        has_smpl = field("has_smpl") > 0
     angles = field("pose", 3 * NUM_JOINTS).view(count, NUM_JOINTS, 3)
     genders = content.get("gender", np.full(count, ""))
     return ImageLabels(

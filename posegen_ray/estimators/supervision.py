@@ -17,7 +17,7 @@ from posegen_ray.config import LossConfig
 from posegen_ray.errors import ConfigError, DataError
 from posegen_ray.estimators.augment import Labels
 from posegen_ray.estimators.base import Estimate, PoseEstimator, limb_joints
-from posegen_ray.records import PHOTOGRAPH, Samples
+from posegen_ray.records import Samples
 
 
 def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
@@ -36,9 +36,11 @@ def check_samples(estimator: PoseEstimator, samples: Samples) -> None:
             f"but {estimator.name} takes {size}.",
             "Generate the samples with this estimator's crop.",
         )
-    photograph = torch.tensor([clip.startswith(PHOTOGRAPH) for clip in samples.clips])
-    unknown = photograph[:, None, None] & samples.joints.isnan()
-    good = (torch.isfinite(samples.joints) | unknown).flatten(1).all(1)
+    good = torch.ones(len(samples), dtype=torch.bool)
+    for label in (samples.joints, samples.joints_2d, samples.rotations, samples.shape):
+        label = label.flatten(1)
+        unknown = label.isnan() & samples.photographs[:, None]
+        good &= (label.isfinite() | unknown).all(1)
     bad = (~good).nonzero()[:, 0].tolist()
     if bad:
         raise DataError(
@@ -57,8 +59,8 @@ def estimate_loss(
 ) -> Tensor:  # []
     """The weighted sum of the losses that the estimate and the labels have.
 
-    What a label does not say (NaN) is taken for right, as SPIN does: means are over all of a
-    batch, so that its parts add up to it.
+    What a label does not say (NaN) counts as answered right, as in SPIN's 2D loss: means are over
+    all of a batch, so that its parts add up to it.
 
     Raises:
         ConfigError: there is none.

@@ -129,9 +129,9 @@ def _failure_finding(table: pd.DataFrame) -> str:
         for arm, row in mean.iterrows()
     )
     return (
-        "<p>Each arm's own training images, mean over seeds: how wrong the baseline is on them, "
-        "which share are failures (1.5 times its median error on source images) or ambiguous, and "
-        "which share of its failure clusters on the test images they reach.</p>"
+        "<p>Each arm's own rendered training images, mean over seeds: how wrong the baseline is on "
+        "them, which share are failures (1.5 times its median error on source images) or "
+        "ambiguous, and which share of its failure clusters on the test images they reach.</p>"
         f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -25,6 +25,7 @@ _RAY_SETTINGS = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # settings name files from where the command was given
     "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # a submitted job may set the same variables
     "RAY_memory_monitor_refresh_ms": "1000",
 }

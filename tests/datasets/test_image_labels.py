@@ -75,6 +75,8 @@ def test_what_spins_npz_does_not_state_has_no_confidence(tmp_path: Path) -> None
     assert labels.joints.abs().max() == labels.openpose.abs().max() == 0
     np.savez(tmp_path / "3dpw.npz", **few, pose=content["pose"], shape=content["shape"])
     assert read_spin_npz(tmp_path / "3dpw.npz").has_smpl.all()  # a test file has no has_smpl
+    np.savez(tmp_path / "coco.npz", **few, has_smpl=np.ones(3))
+    assert not read_spin_npz(tmp_path / "coco.npz").has_smpl.any()  # no pose is no T-pose
 
 
 def test_a_wrong_npz_is_named(tmp_path: Path) -> None:

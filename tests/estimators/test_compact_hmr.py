@@ -10,11 +10,13 @@ import pytest
 import skimage
 import torch
 from bodies import capsule_body
+from photograph_files import people, write
 from PIL import Image
 
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.checkpoint import load_checkpoint, save_checkpoint
 from posegen_ray.cli import main
+from posegen_ray.config import PhotographsConfig
 from posegen_ray.errors import CheckpointError
 from posegen_ray.estimators import load_estimator
 from posegen_ray.estimators.base import EARLY, LATE, WHOLE
@@ -149,13 +151,19 @@ def test_what_is_no_compact_hmr_is_refused(tmp_path, estimator):
 STAGE = "{cut: late, steps: 6, batch_size: 8, learning_rate: 1.0e-3}"
 
 
-def tiny_pretraining(folder: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> PhotographsConfig:
+    return write(tmp_path_factory.mktemp("photographs"), people(5))
+
+
+def tiny_pretraining(folder: Path, photographs: PhotographsConfig) -> list[str]:
     return [
         "pretrain",
         "experiment=tiny",
         "runtime=inprocess",
         "pretrain.images=16",
         "pretrain.validation_images=8",
+        *(f"photographs.{name}={getattr(photographs, name)}" for name in ("labels", "folders")),
         f"pretrain.finetune.stages=[{STAGE}]",
         f"run_dir={folder}/run",
         f"out={folder}/hmr",
@@ -163,14 +171,16 @@ def tiny_pretraining(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
+def pretrained(tmp_path_factory, photographs) -> Path:
     folder = tmp_path_factory.mktemp("pretrain")
-    assert main(tiny_pretraining(folder)) == 0
+    assert main(tiny_pretraining(folder, photographs)) == 0
     return folder / "hmr"
 
 
-def test_pretraining_leaves_an_estimator_that_says_what_it_has_seen(pretrained):
+def test_pretraining_leaves_an_estimator_that_says_what_it_has_seen(pretrained, photographs):
+    """Rendered people and photographs."""
     about = load_checkpoint(pretrained)["about"]
+    assert about["photographs"] == photographs.labels
     assert about["images"] == 16
     assert about["subjects"] == ["ada"]
     assert not {"spinkick", "cartwheel"} & set(about["clips"])
@@ -186,7 +196,9 @@ def test_pretraining_leaves_an_estimator_that_says_what_it_has_seen(pretrained):
     assert not torch.allclose(loaded.init_pose, turned.flatten())
 
 
-def test_interrupted_pretraining_goes_on_and_ends_the_same(pretrained, tmp_path, monkeypatch):
+def test_interrupted_pretraining_goes_on_and_ends_the_same(
+    pretrained, photographs, tmp_path, monkeypatch
+):
     """Stopped once before training and once after it: nothing that was done is done again."""
 
     def interrupted(*_: object) -> None:
@@ -198,7 +210,7 @@ def test_interrupted_pretraining_goes_on_and_ends_the_same(pretrained, tmp_path,
     resume = ["pretrain", f"resume={tmp_path}/run", "runtime=inprocess"]
     with monkeypatch.context() as patch:
         patch.setattr("posegen_ray.pretrain.Pretrain.run", interrupted)
-        assert main(tiny_pretraining(tmp_path)) == 130
+        assert main(tiny_pretraining(tmp_path, photographs)) == 130
     with monkeypatch.context() as patch:
         patch.setattr("posegen_ray.pretrain.Drawing.draw", again)
         patch.setattr("posegen_ray.pretrain._figures", interrupted)

@@ -49,7 +49,7 @@ def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, smpl, tmp_pat
     assert main(["demo", *settings, f"run_dir={run}"]) == 0
     assert_finite(run, narrow(kind).name)
     noted = pd.read_parquet(run / "samples" / "source_half-0.parquet")["clip"]
-    assert 0 < noted.str.startswith("photograph:pictures/").sum() < len(noted)
+    assert 0 < noted.str.startswith("photograph/pictures/").sum() < len(noted)
     assert_each_arm_moved_the_weights_in_its_own_way(run, narrow(kind).state_dict())
 
 

@@ -65,7 +65,7 @@ def test_poses_come_back_from_a_table(tmp_path: Path) -> None:
     _write(
         torch.cat([rotations, unknown]),
         tmp_path / "x.parquet",
-        ["walk:1"] * 7 + ["photograph:a"] * 2,
+        ["walk:1"] * 7 + ["photograph/a"] * 2,
     )
     found = read_poses(tmp_path / "x.parquet")
     assert found is not None

@@ -59,6 +59,7 @@ class QuadraticLoop:
             "first": first,
             "ranks": context.gather(context.rank),
             "spread": spread.tolist(),
+            "working_folder": os.getcwd(),
         }
 
     def targets(self, number: int, weight: torch.Tensor) -> torch.Tensor:  # [4, 3]

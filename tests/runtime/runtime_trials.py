@@ -45,7 +45,7 @@ class StairTrial:
             if weight > self.broken:
                 return f"weight {weight} is broken"
             self._note(weight=weight, seed=point["seed"], round=number, group=mine,
-                       helper=ray.get(helpers))  # fmt: skip
+                       helper=ray.get(helpers), working_folder=os.getcwd())  # fmt: skip
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "state.json").write_text(json.dumps({"round": number}))
                 metrics = {"round": float(number), "validation_mpjpe_mm": 100 * weight + number}

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from runtime_loops import QuadraticLoop
@@ -47,6 +49,7 @@ def test_workers_come_go_and_are_killed_and_the_numbers_stay(ray_session, tmp_pa
     assert result.value["first"] == 2
     assert result.value["ranks"] == [0, 1]
     assert result.value["spread"] == [0, 0]
+    assert result.value["working_folder"] == os.getcwd()  # for files that settings name
     assert result.metrics["round"] == 4
     assert_same(result.value, uninterrupted)
     alone = RuntimeConfig(train_resources=RoleResources(0.5))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import Counter, defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -74,6 +75,7 @@ def test_interrupted_sweep_goes_on_and_no_trial_leaves_its_placement_group(ray_s
         groups = defaultdict(set)
         for entry in part:
             assert entry["helper"] == entry["group"]
+            assert entry["working_folder"] == os.getcwd()
             groups[entry["group"]].add(entry["weight"])
         assert None not in groups
         assert all(len(trials) == 1 for trials in groups.values())
