@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,9 @@ from posegen_ray.seeding import torch_stream
 
 @dataclass
 class QuadraticLoop:
-    """Fits a vector to random targets; each worker takes its share of a global batch of 4.
-
-    With `die_at`, the last worker kills itself once before that round.
-    """
+    """Fits a vector to random targets; each worker takes its share of a global batch of 4."""
 
     rounds: int
-    marker: str = ""
-    die_at: int = -1
     fail: bool = False
 
     def run(self, context: TrainContext) -> dict[str, object]:
@@ -68,7 +62,3 @@ class QuadraticLoop:
 
     def before(self, context: TrainContext, number: int) -> None:
         """Called as a round begins."""
-        last = context.rank == context.world_size - 1
-        if last and number == self.die_at and not Path(self.marker).exists():
-            Path(self.marker).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
