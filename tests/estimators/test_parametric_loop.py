@@ -39,18 +39,27 @@ def test_a_parametric_estimator_is_fooled_tuned_and_measured(kind, smpl, tmp_pat
 
     monkeypatch.setattr("posegen_ray.estimators.registry.load_estimator", narrow)
     run = tmp_path / "run"
-    content = people(6)
-    content["pose"], content["shape"] = np.zeros((6, 72)), np.zeros((6, 10))
-    photographs = write(tmp_path, content)
     files = [f"estimator.checkpoint={checkpoint}", f"estimator.smpl_folder={folder}"]
-    files += [f"photographs.{name}={getattr(photographs, name)}" for name in ("labels", "folders")]
-    files.append("photographs.share=0.8")
-    settings = [*LEAST, "runtime=inprocess", f"estimator={kind}", *files]
+    settings = [*LEAST, "runtime=inprocess", f"estimator={kind}", *files, *photographs(tmp_path)]
     assert main(["demo", *settings, f"run_dir={run}"]) == 0
     assert_finite(run, narrow(kind).name)
-    noted = pd.read_parquet(run / "samples" / "source_half-0.parquet")["clip"]
-    assert 0 < noted.str.startswith("photograph/pictures/").sum() < len(noted)
+    assert_photographs_are_among(run)
     assert_each_arm_moved_the_weights_in_its_own_way(run, narrow(kind).state_dict())
+
+
+def photographs(folder: Path) -> list[str]:
+    """Settings that name photographs of people marked in 2D and fitted with SMPL."""
+    content = people(6)
+    content["pose"], content["shape"] = np.zeros((6, 72)), np.zeros((6, 10))
+    made = write(folder, content)
+    named = [f"photographs.{name}={getattr(made, name)}" for name in ("labels", "folders")]
+    return [*named, "photographs.share=0.8"]
+
+
+def assert_photographs_are_among(run: Path) -> None:
+    for name in ("source_half", "source_adapted"):
+        noted = pd.read_parquet(run / "samples" / f"{name}-0.parquet")["clip"]
+        assert 0 < noted.str.startswith("photograph/pictures/").sum() < len(noted)
 
 
 def assert_each_arm_moved_the_weights_in_its_own_way(run: Path, before: dict[str, Tensor]) -> None:
@@ -100,9 +109,10 @@ def test_hybrik_goes_from_its_published_file_through_the_whole_loop(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_on_ray_spin_does_as_in_one_process(tmp_path):
-    files = write_published(tmp_path, "spin")
+    files = write_published(tmp_path, "spin") + photographs(tmp_path)
     for runtime in ("laptop", "inprocess"):
         run = tmp_path / runtime
         assert main(["demo", *LEAST, *files, f"runtime={runtime}", f"run_dir={run}"]) == 0
         assert_finite(run, "spin")
+        assert_photographs_are_among(run)
     assert_same_answers(tmp_path / "laptop", tmp_path / "inprocess")
