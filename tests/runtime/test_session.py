@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 
 import pytest
@@ -62,3 +64,17 @@ def test_long_session_folder_is_refused(monkeypatch):
     config = RuntimeConfig(temp_folder="/tmp/" + "x" * 60)
     with pytest.raises(ResourceError, match="too long for unix sockets"), RaySession(config):
         pass
+
+
+def test_of_rays_own_words_only_the_worker_count_is_kept_from_users():
+    script = """
+import posegen_ray.runtime
+from ray._private.worker import print_to_stdstream
+
+for line in ("WARNING: 8 PYTHON worker processes have been started on node: 1", "a node died"):
+    about = {"pid": "raylet", "ip": "", "job": None, "task_name": "", "actor_name": ""}
+    print_to_stdstream({**about, "is_err": True, "lines": [line]}, ignore_prefix=False)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "a node died" in run.stderr
+    assert "worker processes" not in run.stderr
