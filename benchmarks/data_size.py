@@ -6,9 +6,10 @@
 Drawn images become features at once (in parts of 400 images, 35 MB each), so that 32,000 of them
 fit on a disk and in memory; several workers may draw side by side, and go on where they were. Sets
 are nested: a larger one begins with a smaller one. As many source images are beside the random
-ones, at most 2,400, each image also mirrored. Estimators are tested on the validation people (240
-images of source clips, 480 of unseen ones), as they are and interpolated with the pre-trained
-weights. Settings are those of `experiment=ood estimator=compact_hmr`.
+ones, at most 2,400, and half of every batch is theirs; each image also mirrored. Estimators are
+tested on the validation people (240 images of source clips, 480 of unseen ones), as they are and
+interpolated with the pre-trained weights. Settings are those of `experiment=ood
+estimator=compact_hmr`.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def tune(
         features[name] = found
     for images, steps, seed in wanted:
         kept = together(parts(out, min(SOURCE, images or SOURCE), images))
-        settings, tuned = stage_of(config, steps), deepcopy(start)
+        settings, tuned = stage_of(config, steps, 0.5 if images else -1.0), deepcopy(start)
         began = time.monotonic()
         run_stage(tuned, kept, settings.stages[0], settings, seed, body=config.body.name)
         row: dict[str, object] = {"images": images, "steps": steps, "seed": seed}
@@ -145,9 +146,10 @@ def together(folders: Iterator[Path]) -> KeptFeatures:
     return KeptFeatures(CUT, features, joined, torch.cat(source))
 
 
-def stage_of(config: RunConfig, steps: int) -> FineTuneConfig:
+def stage_of(config: RunConfig, steps: int, source_share: float = -1.0) -> FineTuneConfig:
+    """One stage at the cut, of so many steps."""
     stage = FineTuneStageConfig(CUT, steps, BATCH, RATE)
-    return replace(config.finetune, stages=[stage], max_feature_mb=9000)
+    return replace(config.finetune, stages=[stage], source_share=source_share, max_feature_mb=9000)
 
 
 if __name__ == "__main__":
