@@ -226,6 +226,7 @@ def test_interrupted_pretraining_goes_on_and_ends_the_same(
     )
 
 
+@pytest.mark.slow  # SPIN goes the same way in test_parametric_loop.py
 def test_the_whole_loop_runs_with_it(pretrained, tmp_path):
     arguments = [
         "demo",
