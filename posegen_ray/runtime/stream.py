@@ -66,7 +66,9 @@ def sample_stream(
         fn_constructor_args=(draw, store, config.wait_s),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=config.actors),
+        # One batch at a time: of two in a killed actor the later one may be drawn again first, and
+        # then waits for a version that follows the earlier one.
+        compute=ray.data.ActorPoolStrategy(size=config.actors, max_tasks_in_flight_per_actor=1),
         num_cpus=config.resources.num_cpus,
         num_gpus=config.resources.num_gpus or None,
         # In each actor's order: a batch of the next round, begun before one of this round, would
