@@ -92,9 +92,8 @@ class PhotographsConfig:
 
     # SPIN's npz, MPII's or COCO's json; none: all source images are rendered
     labels: list[str] = field(default_factory=list)
-    folders: list[str] = field(
-        default_factory=list
-    )  # of the pictures: one for each file, or for all
+    # of the pictures: one for each file, or one for all
+    folders: list[str] = field(default_factory=list)
     share: float = 0.5  # of the source images
 
     def __post_init__(self) -> None:
