@@ -60,9 +60,9 @@ class FitConfig:
     """How a subject is fitted to a capture."""
 
     region: RegionConfig = field(default_factory=RegionConfig)
-    steps: int = 225  # optimiser steps
+    steps: int = 300  # optimiser steps
     pictures: int = 2  # training pictures that a step looks at
-    ray_share: float = 0.6  # of a picture's rays, chosen at random
+    ray_share: float = 0.7  # of a picture's rays, chosen at random
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
@@ -70,7 +70,7 @@ class FitConfig:
     shine: bool = False  # what shines is learned, too: brightness depends on the view
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     solidity: float = 1e-4  # push of densities inside it towards solid
-    prune_at: float = 0.15  # fraction of the steps after which empty cells go
+    prune_at: float = 0.15  # fraction of the steps after which empty cells go for the first time
     weight_rate: float = 0.12  # Adam step of skinning weights' logits, after pruning; 0: the body's
     shift_rate: float = 3e-3  # Adam step of where cloth and hair hang, metres; 0: no shifts
     turn_rate: float = 0.02  # Adam step of where they look, for the light; 0: as the body does
@@ -102,12 +102,12 @@ class FitConfig:
         require(
             self.steps >= 1 and self.pictures >= 1,
             f"fit.steps={self.steps} and fit.pictures={self.pictures} must be positive.",
-            "Defaults: 225 and 2.",
+            "Defaults: 300 and 2.",
         )
         require(
             0 < self.ray_share <= 1,
             f"fit.ray_share={self.ray_share} must lie in (0, 1].",
-            "Default: 0.6.",
+            "Default: 0.7.",
         )
         require(
             min(self.colour_rate, self.density_rate) > 0

@@ -97,8 +97,8 @@ def carve(
     model = FusedModel(lattice, replace(field, values=faint), even_light(), config, device)
     lit = torch.ones(1, len(lattice.rest), device=model.device)
     votes = torch.zeros_like(model.field.values)
-    for index in survey(training):
-        frame = frame_of(model, capture, bones, index)
+    for number, index in enumerate(survey(training)):
+        frame = frame_of(model, capture, bones, index).thinned(number)
         mask = frame.target[:, 3:]
         # gradients of the colours are sums of weights: red counts for the person, green against
         counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
@@ -134,6 +134,14 @@ class Frame:
     normals: Tensor  # [1, V, 3] of the lattice's vertices, world
     towards: Tensor  # [1, V, 3] from there to the camera, world
     target: Tensor  # [N, 4] premultiplied
+
+    def thinned(self, number: int) -> Frame:
+        """Every second of its rays: a chessboard's black squares, with odd numbers the white ones.
+        Enough to tell what is seen at all: fields are no finer than pixels."""
+        squares = self.view.centre.long().sum(-1)
+        chosen = (squares + number) % 2 == 0
+        view, slopes = self.view.only(chosen), self.slopes[chosen]
+        return replace(self, view=view, slopes=slopes, target=self.target[chosen])
 
 
 def frame_of(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> Frame:

@@ -153,11 +153,16 @@ def body_field(
         outside = np.flatnonzero(near & (distance > 0))
         near[outside] = possible(centres[outside])
 
-    wanted = np.zeros(CUBE * count + 1, bool)
+    # only near the surface does a vertex's own distance matter: elsewhere its cube's will do
+    steep = np.abs(distance) < LOGIT_LIMIT * _INITIAL_SOFTNESS + reach
+    grid = np.full(CUBE * count + 1, np.inf, np.float32)
+    exact = np.zeros(grid.shape, bool)
     for offset in np.ndindex(CUBE + 1, CUBE + 1, CUBE + 1):
-        wanted[tuple((CUBE * cubes[near] + offset).T)] = True
-    places = low + np.argwhere(wanted) * config.voxel
-    distance = _signed_distance(surface, places, margin)
+        grid[tuple((CUBE * cubes[near] + offset).T)] = distance[near]
+        exact[tuple((CUBE * cubes[near & steep] + offset).T)] = True
+    grid[exact] = _signed_distance(surface, low + np.argwhere(exact) * config.voxel, margin)
+    wanted = np.isfinite(grid)
+    distance = grid[wanted]
     inside = (distance < config.shell) & (distance > -config.inner)
     wanted[wanted] = inside
     depth = -torch.from_numpy(distance[inside])

@@ -65,20 +65,19 @@ class LatticeMotion(nn.Module):
 
     def pose(
         self,
-        bones: Tensor,  # [1, 24, 3, 4]
+        bones: Tensor,  # [B, 24, 3, 4]
         camera: Camera,
-    ) -> tuple[Tensor, Tensor]:  # [1, V, 3] camera space, [1, V, 3] unit, world
+    ) -> tuple[Tensor, Tensor]:  # [B, V, 3] camera space, [B, V, 3] unit, world
         """The posed vertices and their normals, differentiable in bones, camera and corrections.
 
         `pose_vertices` and `pose_normals`, in an order that makes gradients of the weights cheap: a
         sixth of the time.
         """
         lattice = self.lattice()
-        blended = (lattice.weights @ bones[0].flatten(1)).unflatten(1, (3, 4))
+        blended = (lattice.weights @ bones.flatten(2)).unflatten(2, (3, 4))
         turned = blended[..., :3] @ torch.stack([lattice.rest, lattice.normals], -1)
         world = turned[..., 0] + blended[..., 3]
-        normals = normalize(turned[..., 1], dim=-1)
-        return to_camera(camera, world[None]), normals[None]
+        return to_camera(camera, world), normalize(turned[..., 1], dim=-1)
 
     @torch.no_grad()
     def step(self, decay: float) -> None:

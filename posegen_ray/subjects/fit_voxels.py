@@ -6,14 +6,14 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import warp as wp
 from torch import Tensor
 
-from posegen_ray.body.camera import Camera
+from posegen_ray.body.camera import Camera, concatenate
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
@@ -38,6 +38,7 @@ from posegen_ray.subjects.render_fused import (
 )
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
+_PRUNE_AGAIN = 0.4  # fraction of the steps after which what has become empty in motion goes, too
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
@@ -47,10 +48,11 @@ class VoxelFitter:
     """Looks for the field that looks like the training frames, the lattice that moves it, and the
     light.
 
-    Each step renders some rays of some training pictures before a random background (against
-    floaters), pulls the squared error back to the field, and takes an Adam step. Part of the way
-    through, and at the end, empty places go, which makes every later rendering faster. From the
-    first time on the fit also learns how cloth moves, and poses and cameras may be corrected.
+    Each step renders some rays of some training pictures, pulls the squared error that they have
+    before random backgrounds (against floaters) back to the field, and takes an Adam step. Part of
+    the way through, twice, and at the end, empty places go, which makes every later rendering
+    faster. From the first time on the fit also learns how cloth moves, and poses and cameras may be
+    corrected.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class VoxelFitter:
         self._training = (~capture.held_out).nonzero()[:, 0].tolist()
         self._bones = capture.bones(body)
         self._prune_step = max(1, round(config.prune_at * config.steps))
+        self._prune_again = round(_PRUNE_AGAIN * config.steps)
         self._motion: LatticeMotion | None = None
         self._corrections: FrameCorrections | None = None
         if config.refine_rate > 0:
@@ -79,49 +82,64 @@ class VoxelFitter:
     def _begin(self, lattice: Lattice, field: Field, light: Tensor, moving: bool = False) -> None:
         config, outside = self._config, _outside(self._start, field)
         self._optimiser = _FieldOptimiser(lattice, field, light, outside, config, self._device)
-        model, bones = self._optimiser.model, self._bones
-        self._frames: dict[int, Frame] = {}
+        self._frames: dict[int, Frame] = {}  # as the body alone moves; made when needed
         if moving:
             rates = (config.weight_rate, config.shift_rate, config.turn_rate)
-            self._motion = LatticeMotion(model.lattice, *rates)
-        else:
-            self._frames = {i: frame_of(model, self._capture, bones, i) for i in self._training}
+            self._motion = LatticeMotion(self._optimiser.model.lattice, *rates)
 
     def step(self) -> float:
         if self.done == self._prune_step and self._motion is None:
-            shown = _shown(self._optimiser.model, survey(list(self._frames.values())))
-            field = prune(self._optimiser.field(), shown)
+            frames = [self._frame(index) for index in survey(self._training)]
+            field = prune(self._optimiser.field(), _shown(self._optimiser.model, frames))
             lattice = build_lattice(self._body, self._capture.shape, field)
             self._begin(lattice, field, self._optimiser.light(), moving=True)
-        optimiser, device = self._optimiser, self._device
-        chance = torch_stream(self._seed, "fit", "background", self.done, device=device.type)
+        elif self.done == self._prune_again and self._motion is not None:
+            lattice, field = self._restricted(self._believed(), ring=1)
+            self._begin(lattice, field, self._optimiser.light(), moving=True)
+        optimiser = self._optimiser
+        chance = torch_stream(self._seed, "fit", "rays", self.done, device=self._device.type)
         decay = _FINAL_RATE ** (self.done / self.total)
-        pictures = self._config.pictures
-        errors = []
-        for number in range(self.done * pictures, (self.done + 1) * pictures):
-            lap, place = divmod(number, len(self._training))
-            order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
-            index = int(order[place])
-            if self._motion is None:
-                errors.append(optimiser.look(self._frames[index], chance))
-            else:
-                errors.append(optimiser.look_in_motion(self._take(index), self._motion, chance))
+        indices = self._next()
+        if self._motion is None:
+            error = optimiser.look([self._frame(index) for index in indices], chance)
+        else:
+            error = optimiser.look_in_motion(self._take(indices), self._motion, chance)
         optimiser.move(decay)
         if self._motion is not None:
             self._motion.step(decay)
             if self._corrections is not None:
                 self._corrections.step()
         self.done += 1
-        return sum(errors) / pictures
+        return error
 
-    def _take(self, index: int) -> Take:
-        """A frame as it is now believed to be."""
-        target, device = self._capture.target(index), self._device
+    def _next(self) -> list[int]:
+        """The training pictures of this step: all of them in a random order, and again."""
+        pictures = self._config.pictures
+        indices = []
+        for number in range(self.done * pictures, (self.done + 1) * pictures):
+            lap, place = divmod(number, len(self._training))
+            order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
+            indices.append(int(order[place]))
+        return indices
+
+    def _frame(self, index: int) -> Frame:
+        if index not in self._frames:
+            model = self._optimiser.model
+            self._frames[index] = frame_of(model, self._capture, self._bones, index)
+        return self._frames[index]
+
+    def _take(self, indices: list[int]) -> Take:
+        """Frames as they are now believed to be."""
+        capture, device = self._capture, self._device
+        target = torch.stack([capture.target(index) for index in indices]).to(device)
         if self._corrections is None:
-            bones = self._bones[index : index + 1].to(device)
-            return Take(bones, self._capture.view(index, device), target.to(device))
-        bones, camera, cost = self._corrections.frame(index)
-        return Take(bones.to(device), camera.to(device), target.to(device), cost)
+            bones, camera = self._bones[indices], capture.camera[indices]
+            return Take(bones.to(device), camera.to(device), target)
+        frames = [self._corrections.frame(index) for index in indices]
+        bones = torch.cat([frame[0] for frame in frames])
+        camera = concatenate([frame[1] for frame in frames])
+        cost = torch.stack([frame[2] for frame in frames]).sum()
+        return Take(bones.to(device), camera.to(device), target, cost)
 
     def model(self) -> FusedModel:
         if self._motion is None:
@@ -157,14 +175,21 @@ class VoxelFitter:
             self._corrections.resume(state["corrections"])
 
     def result(self) -> tuple[dict[str, Any], FusedModel, Capture]:
-        believed = self._capture if self._corrections is None else self._corrections.apply()
-        model, bones = self.model(), believed.bones(self._body)
-        frames = [frame_of(model, believed, bones, i) for i in survey(self._training)]
-        matters = _shown(model, frames) & (model.field.values[:, 3] > EMPTY).cpu()
-        field = prune(self._optimiser.field(), matters, ring=0)
-        lattice = restrict_lattice(self._lattice(), field)
+        believed = self._believed()
+        lattice, field = self._restricted(believed, ring=0)
         parts = {"lattice": lattice, "field": field, "light": self._optimiser.light()}
         return parts, self._model_of(lattice, field), believed
+
+    def _believed(self) -> Capture:
+        return self._capture if self._corrections is None else self._corrections.apply()
+
+    def _restricted(self, capture: Capture, ring: int) -> tuple[Lattice, Field]:
+        """What the training pictures show of lattice and field, moving as they do now."""
+        model, bones = self.model(), capture.bones(self._body)
+        frames = [frame_of(model, capture, bones, i) for i in survey(self._training)]
+        matters = _shown(model, frames) & (model.field.values[:, 3] > EMPTY).cpu()
+        field = prune(self._optimiser.field(), matters, ring)
+        return restrict_lattice(self._lattice(), field), field
 
 
 def _shown(model: FusedModel, frames: Sequence[Frame]) -> Tensor:  # [M] bool
@@ -172,12 +197,13 @@ def _shown(model: FusedModel, frames: Sequence[Frame]) -> Tensor:  # [M] bool
     but must stay."""
     sums = torch.zeros_like(model.field.values)
     lit = torch.ones(1, len(model.lattice.rest), device=model.device)
-    for frame in frames:
+    for number, whole in enumerate(frames):
+        frame = whole.thinned(number)
         rgba = model.march(frame.view, frame.slopes, lit)
         count = torch.zeros_like(rgba)
         count[:, 0] = 1.0
         model.pull_back_to_field(frame.view, frame.slopes, lit, rgba, count, sums)
-    shown = sums[:, 0] / len(frames) > _SHOWN
+    shown = 2 * sums[:, 0] / len(frames) > _SHOWN
     return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
 
 
@@ -190,12 +216,12 @@ def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
 
 @dataclass(frozen=True)
 class Take:
-    """A training picture and what is believed about it."""
+    """Training pictures and what is believed about them."""
 
-    bones: Tensor  # [1, 24, 3, 4]
+    bones: Tensor  # [B, 24, 3, 4]
     camera: Camera
-    target: Tensor  # [H, W, 4] premultiplied
-    cost: Tensor | None = None  # of pose and camera being so far from what was given
+    target: Tensor  # [B, H, W, 4] premultiplied
+    cost: Tensor | None = None  # of poses and cameras being so far from what was given
 
 
 class _FieldOptimiser:
@@ -211,7 +237,6 @@ class _FieldOptimiser:
         device: torch.device,
     ) -> None:
         prepare(warp_device_name(device), grid_kernels.__name__)
-        field = replace(field, values=field.values.clone())
         self.model = FusedModel(
             lattice, field, light.clone(), RendererConfig(early_stop=1e-3), device
         )
@@ -254,23 +279,27 @@ class _FieldOptimiser:
         self._light.load_state_dict(state["light_moments"])
         self._since = state["since"]
 
-    def look(self, frame: Frame, chance: torch.Generator) -> float:
-        """Adds the gradients of some rays of a picture, pose and camera as given; the error met."""
-        model, light = self.model, self.model.light.detach().requires_grad_()
-        view, chosen = self._some(frame.view, chance)
-        slopes = frame.slopes[chosen].contiguous()
-        lit = brightness(light, frame.normals, frame.towards if self._config.shine else None)
-        under = lit.detach()
-        rgba = model.march(view, slopes, under)
-        error, grad_rgba = _squared_error(rgba, frame.target[chosen], chance)
-        by_lit = model.pull_back_to_field(view, slopes, under, rgba, grad_rgba, self._grad)
-        torch.autograd.backward(lit, by_lit / max(1, len(rgba)))
-        self._add_to_light(light)
-        return error
+    def look(self, frames: Sequence[Frame], chance: torch.Generator) -> float:
+        """Adds the gradients of some rays of pictures, poses and cameras as given; the mean error
+        met."""
+        model, errors = self.model, []
+        for frame in frames:
+            light = model.light.detach().requires_grad_()
+            view, chosen = self._some(frame.view, chance)
+            slopes = frame.slopes[chosen].contiguous()
+            lit = brightness(light, frame.normals, frame.towards if self._config.shine else None)
+            under = lit.detach()
+            rgba = model.march(view, slopes, under)
+            error, grad_rgba = squared_error(rgba, frame.target[chosen])
+            by_lit = model.pull_back_to_field(view, slopes, under, rgba, grad_rgba, self._grad)
+            torch.autograd.backward(lit, by_lit / max(1, len(rgba)))
+            self._add_to_light(light)
+            errors.append(error)
+        return sum(errors) / len(errors)
 
     def look_in_motion(self, take: Take, motion: LatticeMotion, chance: torch.Generator) -> float:
-        """The same, and gradients of how the lattice moves; they go back to a take's pose and
-        camera, too, where it wants them."""
+        """The same, and gradients of how the lattice moves; they go back to a take's poses and
+        cameras, too, where it wants them."""
         model, light = self.model, self.model.light.detach().requires_grad_()
         camera = take.camera
         points, normals = motion.pose(take.bones, camera)
@@ -280,10 +309,10 @@ class _FieldOptimiser:
         lit = brightness(light, normals, towards)
         at, under = points.detach().contiguous(), lit.detach().contiguous()
         rgba = model.march(view, slopes, under)
-        error, grad_rgba = _squared_error(rgba, take.target.view(-1, 4)[view.row], chance)
+        error, grad_rgba = squared_error(rgba, take.target.view(-1, 4)[view.row])
         pulled = model.pull_back(view, at, slopes, under, rgba, grad_rgba, self._grad)
-        # the mean over rays: Adam does not care, the pull back to what was given does
-        share = 1 / max(1, len(rgba))
+        # a picture's mean over rays: Adam does not care, the pull back to what was given does
+        share = len(camera) / max(1, len(rgba))
         ends, gradients = [points, lit], [share * pulled[0], share * pulled[2]]
         if take.cost is not None:
             ends.append(take.cost)
@@ -346,14 +375,17 @@ class _FieldOptimiser:
         self._grad_light = torch.zeros_like(self._grad_light)
 
 
-def _squared_error(
+def squared_error(
     rgba: Tensor,  # [N, 4]
     target: Tensor,  # [N, 4]
-    chance: torch.Generator,
 ) -> tuple[float, Tensor]:  # mean, and half the sum's gradient [N, 4]
-    """Before a background of noise, against floaters."""
-    behind = torch.rand(len(rgba), 3, generator=chance, device=rgba.device)
+    """Before backgrounds of noise, against floaters: the mean over all of them, which are
+    independent of each other and even in [0, 1]. Drawn, they would only add to the gradient's
+    noise."""
     difference = rgba - target
-    residual = difference[:, :3] - difference[:, 3:] * behind
-    error = float(residual.square().mean()) if len(rgba) else 0.0
-    return error, torch.cat([residual, -(residual * behind).sum(-1, keepdim=True)], -1)
+    colour, alpha = difference[:, :3], difference[:, 3:]
+    # E (c - a b)^2 = c^2 - c a + a^2 / 3 for b even in [0, 1]
+    squared = colour.square() - colour * alpha + alpha.square() / 3
+    error = float(squared.mean()) if len(rgba) else 0.0
+    by_alpha = alpha - 0.5 * colour.sum(-1, keepdim=True)
+    return error, torch.cat([colour - 0.5 * alpha, by_alpha], -1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,12 +74,16 @@ class FusedModel:
         prepare(warp_device_name(self.device), kernels.__name__)
         self.config = config
         self.lattice = lattice.to(self.device)
-        self.field = field.to(self.device)
+        field = field.to(self.device)
+        # the last row is that of all vertices that are not stored
+        self._stored = torch.cat([field.values, torch.tensor([ABSENT], device=self.device)])
+        self.field = replace(field, values=self._stored[:-1])
         # Warp arrays below are views: these tensors must stay alive with them
         self._boundary = self.lattice.boundary
         self._corners = _corners().to(self.device)
         self._neighbours = self.lattice.neighbouring_faces.flatten()
         self._rows = self.field.block_rows(self.lattice.cubes).flatten()
+        self._places = torch.where(self._rows < 0, len(field.values), self._rows)
         self._values = torch.empty(len(self._rows), 4, device=self.device)
         self.refresh()
         self._warp_tets = wp.from_torch(self.lattice.tets, dtype=wp.vec4i)
@@ -96,13 +100,7 @@ class FusedModel:
 
     def refresh(self) -> None:
         """Takes over `field.values`, after they have changed."""
-        absent = torch.tensor([ABSENT], device=self.device)
-        torch.index_select(
-            torch.cat([self.field.values, absent]),
-            0,
-            torch.where(self._rows < 0, len(self.field.values), self._rows),
-            out=self._values,
-        )
+        torch.index_select(self._stored, 0, self._places, out=self._values)
 
     def draw(
         self,

@@ -23,7 +23,7 @@ from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.carving import carve, prune, visual_hull
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import FitProgress, fit_subject
-from posegen_ray.subjects.fit_voxels import VoxelFitter
+from posegen_ray.subjects.fit_voxels import VoxelFitter, squared_error
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.quality import on_white
 from posegen_ray.subjects.store import Subject, save_subject
@@ -89,6 +89,20 @@ def test_the_same_seed_gives_the_same_subject(capture: Capture) -> None:
     assert torch.equal(first.field.values, second.field.values)
     assert first.manifest == second.manifest
     assert not torch.equal(first.field.values, other.field.values)
+
+
+def test_the_error_is_the_mean_over_random_backgrounds() -> None:
+    chance = torch.Generator().manual_seed(0)
+    rgba, target = torch.rand(2, 50, 4, generator=chance)
+    rgba.requires_grad_()
+    behind = torch.rand(40_000, 1, 3, generator=chance)
+    difference = rgba - target
+    drawn = (difference[:, :3] - difference[:, 3:] * behind).square()
+    drawn.mean(0).sum().backward()
+    error, half_gradient = squared_error(rgba.detach(), target)
+    assert error == pytest.approx(float(drawn.detach().mean()), rel=0.01)
+    assert rgba.grad is not None
+    assert (2 * half_gradient - rgba.grad).abs().max() < 0.03
 
 
 def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:

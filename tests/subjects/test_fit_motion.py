@@ -152,7 +152,7 @@ def test_a_fit_learns_cloth_that_does_not_move_as_the_skin() -> None:
     assert learned > plain + 0.5
 
 
-def test_a_fit_kept_just_before_pruning_goes_on_alike() -> None:
+def test_a_fit_kept_before_or_after_pruning_goes_on_alike() -> None:
     capture = capture_of(painted_subject(), 24, 96)
     config = replace(CONFIG, steps=20, prune_at=0.2)
 
@@ -161,11 +161,11 @@ def test_a_fit_kept_just_before_pruning_goes_on_alike() -> None:
             fitter.step()
         return fitter
 
-    whole = run(VoxelFitter(capture, capsule_body(), config, 0), 8)
-    for pause in (4, 6):
+    whole = run(VoxelFitter(capture, capsule_body(), config, 0), 12)
+    for pause in (4, 6, 8, 10):  # empty places go after 4 and after 8
         half = run(VoxelFitter(capture, capsule_body(), config, 0), pause)
         other = VoxelFitter(capture, capsule_body(), config, 0)
         other.resume(half.state())
-        found, wanted = run(other, 8).result()[0], whole.result()[0]
+        found, wanted = run(other, 12).result()[0], whole.result()[0]
         assert torch.equal(found["field"].values, wanted["field"].values)
         assert torch.equal(found["lattice"].weights, wanted["lattice"].weights)
