@@ -11,7 +11,8 @@ from posegen_ray.config.rules import require
 class RegionConfig:
     """The region around the body that a subject's field may fill."""
 
-    shell: float = 0.2  # metres outside the body: wide enough for skirts; masks cut it down
+    # metres outside the body, give or take a cube: wide enough for skirts; masks cut it down
+    shell: float = 0.2
     inner: float = 0.03  # metres inside the body
     voxel: float = 0.01  # metres, edge of a field cell
 
@@ -70,8 +71,9 @@ class FitConfig:
     shine: bool = False  # what shines is learned, too: brightness depends on the view
     sparsity: float = 1e-5  # push of densities outside the naked body towards empty
     solidity: float = 1e-4  # push of densities inside it towards solid
-    prune_at: float = 0.15  # fraction of the steps after which empty cells go for the first time
-    weight_rate: float = 0.12  # Adam step of skinning weights' logits, after pruning; 0: the body's
+    # fraction of the steps after which empty cells go for the first time; again at 0.4, if later
+    prune_at: float = 0.15
+    weight_rate: float = 0.12  # Adam step of skinning weights' logits, from then on; 0: the body's
     shift_rate: float = 3e-3  # Adam step of where cloth and hair hang, metres; 0: no shifts
     turn_rate: float = 0.02  # Adam step of where they look, for the light; 0: as the body does
     refine_rate: float = 0.0  # Adam step of poses and cameras, rad and m (2e-3); 0: as given
@@ -119,7 +121,7 @@ class FitConfig:
         require(
             0.0 < self.prune_at <= 1.0,
             f"fit.prune_at={self.prune_at} must lie in (0, 1].",
-            "Default: 0.15; 1 keeps the whole shell.",
+            "Default: 0.15; 1 keeps the whole shell to the end, and learns no motion.",
         )
 
 

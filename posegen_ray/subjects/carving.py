@@ -30,7 +30,7 @@ _HULL = 0.6  # share of the pictures that must show the person somewhere in a cu
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
 _MINORITY = 0.8  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
-_RING = 1  # vertices kept around what matters, for densities to fade in
+RING = 1  # vertices kept around what matters, for densities to fade in
 
 Item = TypeVar("Item")
 
@@ -117,7 +117,7 @@ def carve(
 def prune(
     field: Field,
     matters: Tensor,  # [M] bool
-    ring: int = _RING,
+    ring: int = RING,
 ) -> Field:
     """Keeps the vertices at most `ring` steps away from what matters."""
     grid = torch.zeros(field.index.shape, dtype=torch.bool)
@@ -137,7 +137,7 @@ class Frame:
 
     def thinned(self, number: int) -> Frame:
         """Every second of its rays: a chessboard's black squares, with odd numbers the white ones.
-        Enough to tell what is seen at all: fields are no finer than pixels."""
+        Enough to tell what is seen at all: a field is seldom finer than pixels."""
         squares = self.view.centre.long().sum(-1)
         chosen = (squares + number) % 2 == 0
         view, slopes = self.view.only(chosen), self.slopes[chosen]

@@ -153,7 +153,8 @@ def body_field(
         outside = np.flatnonzero(near & (distance > 0))
         near[outside] = possible(centres[outside])
 
-    # only near the surface does a vertex's own distance matter: elsewhere its cube's will do
+    # only near the surface does a vertex's own distance matter; elsewhere its cube's will do, but
+    # the region's rim is then no finer than cubes
     steep = np.abs(distance) < LOGIT_LIMIT * _INITIAL_SOFTNESS + reach
     grid = np.full(CUBE * count + 1, np.inf, np.float32)
     exact = np.zeros(grid.shape, bool)

@@ -173,7 +173,7 @@ class _Desk:
         if self._folder is None or not (self._folder / _STATE).is_file():
             return None
         try:
-            kept = torch.load(self._folder / _STATE, weights_only=True)
+            kept = torch.load(self._folder / _STATE, map_location="cpu", weights_only=True)
         except Exception:  # a damaged state is no state: whatever it is, the fit begins anew
             return None
         if not isinstance(kept, dict) or kept.get("key") != self._key:

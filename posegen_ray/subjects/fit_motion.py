@@ -4,9 +4,10 @@ A body says how its skin moves; what is worn moves with other shares of the bone
 elsewhere (learned motion weights as in HumanNeRF, Weng et al. 2022), and looks another way: light
 falls on a skirt, not on the thighs below it. Each vertex of the lattice has a correction of its
 skinning weights, as logits, a shift of the place in the T-pose from which it is skinned, and a
-change of its normal; all are zero to begin with.
+change of its normal; all are zero to begin with, and again when empty places have gone: then the
+lattice itself has what was learned.
 
-Legend: V lattice vertices.
+Legend: B pictures, V lattice vertices.
 """
 
 from __future__ import annotations

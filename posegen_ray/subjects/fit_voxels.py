@@ -19,7 +19,15 @@ from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.carving import Frame, carve, frame_of, prune, survey, visual_hull
+from posegen_ray.subjects.carving import (
+    RING,
+    Frame,
+    carve,
+    frame_of,
+    prune,
+    survey,
+    visual_hull,
+)
 from posegen_ray.subjects.deform import (
     LATTICE_TENSORS,
     Lattice,
@@ -38,7 +46,7 @@ from posegen_ray.subjects.render_fused import (
 )
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
-_PRUNE_AGAIN = 0.4  # fraction of the steps after which what has become empty in motion goes, too
+_PRUNE_AGAIN_AT = 0.4  # fraction of the steps after which what has become empty in motion goes, too
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
@@ -68,8 +76,8 @@ class VoxelFitter:
         self._seed, self._device = seed, torch.device(device)
         self._training = (~capture.held_out).nonzero()[:, 0].tolist()
         self._bones = capture.bones(body)
-        self._prune_step = max(1, round(config.prune_at * config.steps))
-        self._prune_again = round(_PRUNE_AGAIN * config.steps)
+        self._first_pruning = max(1, round(config.prune_at * config.steps))
+        self._second_pruning = round(_PRUNE_AGAIN_AT * config.steps)
         self._motion: LatticeMotion | None = None
         self._corrections: FrameCorrections | None = None
         if config.refine_rate > 0:
@@ -88,13 +96,13 @@ class VoxelFitter:
             self._motion = LatticeMotion(self._optimiser.model.lattice, *rates)
 
     def step(self) -> float:
-        if self.done == self._prune_step and self._motion is None:
+        if self.done == self._first_pruning and self._motion is None:
             frames = [self._frame(index) for index in survey(self._training)]
             field = prune(self._optimiser.field(), _shown(self._optimiser.model, frames))
             lattice = build_lattice(self._body, self._capture.shape, field)
             self._begin(lattice, field, self._optimiser.light(), moving=True)
-        elif self.done == self._prune_again and self._motion is not None:
-            lattice, field = self._restricted(self._believed(), ring=1)
+        elif self.done == self._second_pruning and self._motion is not None:
+            lattice, field = self._restricted(self._believed())
             self._begin(lattice, field, self._optimiser.light(), moving=True)
         optimiser = self._optimiser
         chance = torch_stream(self._seed, "fit", "rays", self.done, device=self._device.type)
@@ -183,8 +191,9 @@ class VoxelFitter:
     def _believed(self) -> Capture:
         return self._capture if self._corrections is None else self._corrections.apply()
 
-    def _restricted(self, capture: Capture, ring: int) -> tuple[Lattice, Field]:
-        """What the training pictures show of lattice and field, moving as they do now."""
+    def _restricted(self, capture: Capture, ring: int = RING) -> tuple[Lattice, Field]:
+        """What the training pictures show of lattice and field, moving as they do now; the
+        lattice has what was learned of its motion."""
         model, bones = self.model(), capture.bones(self._body)
         frames = [frame_of(model, capture, bones, i) for i in survey(self._training)]
         matters = _shown(model, frames) & (model.field.values[:, 3] > EMPTY).cpu()
@@ -211,7 +220,7 @@ def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
     """Which vertices of `field` lie outside the naked body, from which `start` was made."""
     outside = torch.zeros(start.index.shape, dtype=torch.bool)
     outside[start.stored] = start.values[:, 3] <= 0
-    return outside[field.stored]
+    return outside[field.stored.cpu()]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class FusedModel:
         self._blocks = blocks
 
     def refresh(self) -> None:
-        """Takes over `field.values`, after they have changed."""
+        """Takes over `field.values`, after they have changed in place."""
         torch.index_select(self._stored, 0, self._places, out=self._values)
 
     def draw(

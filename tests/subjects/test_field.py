@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from bodies import capsule_body
 from scipy.interpolate import RegularGridInterpolator
+from scipy.spatial import cKDTree
 
 from posegen_ray.config import RegionConfig
+from posegen_ray.subjects.canonical import canonical_body
 from posegen_ray.subjects.field import ABSENT, Field, body_field, number
 from posegen_ray.subjects.render_reference import lookup
 
@@ -91,6 +93,23 @@ def test_the_first_field_is_dense_in_the_body_and_empty_outside() -> None:
     assert value[1, 3] < -4
     assert value[2, 3] > 3  # in the arm
     assert value[3, 3] < -4  # below it
+
+
+def test_the_first_densities_follow_the_distance_to_the_surface() -> None:
+    """Measured by the nearest of many points on it; a logit is 4 mm, at most 8 of them."""
+    body = capsule_body()
+    field = body_field(body, torch.zeros(2), RegionConfig(shell=0.1, voxel=0.015))
+    surface = canonical_body(body, torch.zeros(2))
+    chance = np.random.default_rng(0)
+    corners = surface.vertices[surface.faces]
+    sides = corners[:, 1:] - corners[:, :1]
+    area = np.linalg.norm(np.cross(sides[:, 0], sides[:, 1]), axis=1)
+    faces = corners[chance.choice(len(corners), 400_000, p=area / area.sum())]
+    points = np.einsum("nc,ncx->nx", chance.dirichlet(np.ones(3), len(faces)), faces)
+    distance = cKDTree(points).query(field.positions().numpy())[0]
+    too_far = np.clip(distance / 0.004, 0, 8) - field.values[:, 3].abs().numpy()
+    assert too_far.min() > -0.01
+    assert too_far.max() < 0.8  # points are some 3 mm apart
 
 
 def test_nothing_is_solid_in_the_air_between_the_legs() -> None:

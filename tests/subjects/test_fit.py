@@ -17,15 +17,16 @@ from PIL import Image
 
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
-from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig
+from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig, RendererConfig
 from posegen_ray.errors import DataError, ResourceError
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.carving import carve, prune, visual_hull
+from posegen_ray.subjects.carving import carve, frame_of, prune, visual_hull
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import FitProgress, fit_subject
 from posegen_ray.subjects.fit_voxels import VoxelFitter, squared_error
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.quality import on_white
+from posegen_ray.subjects.render_fused import FusedModel
 from posegen_ray.subjects.store import Subject, save_subject
 
 FRAMES, SIZE = 24, 96
@@ -103,6 +104,20 @@ def test_the_error_is_the_mean_over_random_backgrounds() -> None:
     assert error == pytest.approx(float(drawn.detach().mean()), rel=0.01)
     assert rgba.grad is not None
     assert (2 * half_gradient - rgba.grad).abs().max() < 0.03
+
+
+def test_two_thinned_frames_have_all_rays_of_one(capture: Capture) -> None:
+    body = capsule_body()
+    bones = body(capture.poses.rotations, torch.zeros(1, 2)).bones
+    subject = painted_subject()
+    model = FusedModel(subject.lattice, subject.field, subject.light, RendererConfig())
+    frame = frame_of(model, capture, bones, 0)
+    black, white = frame.thinned(0), frame.thinned(1)
+    assert sorted([*black.view.row.tolist(), *white.view.row.tolist()]) == frame.view.row.tolist()
+    assert abs(len(black.target) - len(white.target)) < 0.05 * len(frame.target)
+    for part in (black, white):
+        assert torch.equal(part.target, capture.target(0).view(-1, 4)[part.view.row])
+        assert len(part.slopes) == len(part.target)
 
 
 def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:

@@ -161,7 +161,10 @@ def test_a_fit_kept_before_or_after_pruning_goes_on_alike() -> None:
             fitter.step()
         return fitter
 
-    whole = run(VoxelFitter(capture, capsule_body(), config, 0), 12)
+    whole = run(VoxelFitter(capture, capsule_body(), config, 0), 8)
+    before = len(whole.model().field.values)
+    run(whole, 12)
+    assert len(whole.model().field.values) < before
     for pause in (4, 6, 8, 10):  # empty places go after 4 and after 8
         half = run(VoxelFitter(capture, capsule_body(), config, 0), pause)
         other = VoxelFitter(capture, capsule_body(), config, 0)
