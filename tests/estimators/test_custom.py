@@ -46,7 +46,7 @@ class Cropless(PoseEstimator):
     joint_names = LIMB_JOINT_NAMES
 
     def forward(self, images: Tensor) -> Estimate:
-        raise NotImplementedError
+        return Estimate(images.new_zeros(len(images), 12, 3))
 
 
 class Armless(Linear):
