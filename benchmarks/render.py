@@ -223,17 +223,19 @@ def pieces(model: FusedModel, request: RenderRequest) -> None:
     points, lit = skin()
     view = model.find_rays(points, camera)
     slopes = ray_slopes(camera, view).contiguous()
-    rgba = model.march(view, slopes, lit)
+    rgba, samples = model.march_noting(view, slopes, lit)
     ones = torch.ones_like(rgba)
     steps: list[tuple[str, Callable[[], object]]] = [
         ("skinning, brightness", skin),
         ("maps and entries", lambda: model.find_rays(points, camera)),
         ("march", lambda: model.march(view, slopes, lit)),
-        ("pull back", lambda: model.pull_back(view, points, slopes, lit, rgba, ones)),
+        ("march, noting samples", lambda: model.march_noting(view, slopes, lit)),
+        ("pull back", lambda: model.pull_back(view, points, slopes, lit, rgba, samples, ones)),
     ]
     for name, step in steps:
         print(f"  {name:22}{1000 * best(step, 5) / batch:6.2f}")
     print(f"  rays that meet the lattice: {len(rgba) / batch:.0f} an image")
+    print(f"  samples a ray: {(int(samples.last.max()) + 1) / len(rgba):.1f}")
 
 
 def best(step: Callable[[], object], repeat: int) -> float:

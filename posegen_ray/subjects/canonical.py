@@ -28,7 +28,7 @@ _NEIGHBOURHOOD = 6  # vertices that give a place near the body its weights
 _TIGHT, _LOOSE = 0.015, 0.035  # metres: nearer than this moves with the skin; farther is loose
 _REACH = 0.3  # of the distance to the body: how widely loose cloth averages over it
 _EVERY = 16  # of the vertices stands for its neighbourhood in such an average
-_PLACES_AT_ONCE = 8192
+_PLACES_AT_ONCE = 1024  # in such an average: what it works on fits into the processor's cache
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -51,21 +51,30 @@ class CanonicalBody:
     ) -> tuple[Floats, Floats]:  # [N, 24] rows sum to 1, [N] metres to the nearest vertex
         """Skinning weights of any place: those of the nearest vertices, mixed by nearness. Away
         from the body only loose cloth and hair can be: they follow all that is about as near."""
-        distance, mixed = self._nearest(places, self.vertex_weights)
-        mixed = mixed / mixed.sum(1, keepdims=True)
-        share = np.clip((distance - _TIGHT) / (_LOOSE - _TIGHT), 0, 1)[:, None]
-        far = np.flatnonzero(share)
-        for start in range(0, len(far), _PLACES_AT_ONCE):
-            rows = far[start : start + _PLACES_AT_ONCE]
-            mixed[rows] += share[rows] * (self._around(places[rows], distance[rows]) - mixed[rows])
-        return mixed, distance
+        weights, _, distance = self.weights_and_normals(places)
+        return weights, distance
 
-    def normals(
+    def weights_and_normals(
         self,
         places: Floats,  # [N, 3] canonical pose
-    ) -> Floats:  # [N, 3] not normalised
-        """Where the surface near the places looks in the T-pose."""
-        return self._nearest(places, self.vertex_normals)[1]
+    ) -> tuple[Floats, Floats, Floats]:  # [N, 24], [N, 3] not normalised, [N] metres
+        """The same, and where the surface near the places looks in the T-pose."""
+        distance, nearest = self._tree.query(places, k=_NEIGHBOURHOOD)
+        share = 1 / np.maximum(distance, 2e-3) ** 4
+        share /= share.sum(1, keepdims=True)
+        distance = distance[:, 0]
+        weights, normals = (
+            (values[nearest] * share[..., None]).sum(1)
+            for values in (self.vertex_weights, self.vertex_normals)
+        )
+        weights /= weights.sum(1, keepdims=True)
+        loose = np.clip((distance - _TIGHT) / (_LOOSE - _TIGHT), 0, 1)[:, None]
+        far = np.flatnonzero(loose)
+        for start in range(0, len(far), _PLACES_AT_ONCE):
+            rows = far[start : start + _PLACES_AT_ONCE]
+            around = self._around(places[rows], distance[rows])
+            weights[rows] += loose[rows] * (around - weights[rows])
+        return weights, normals, distance
 
     def to_rest(
         self,
@@ -80,16 +89,6 @@ class CanonicalBody:
     @cached_property
     def _tree(self) -> cKDTree:
         return cKDTree(self.vertices)
-
-    def _nearest(
-        self,
-        places: Floats,  # [N, 3]
-        values: Floats,  # [V, D]
-    ) -> tuple[Floats, Floats]:  # metres [N], sums weighted by nearness [N, D]
-        distance, nearest = self._tree.query(places, k=_NEIGHBOURHOOD)
-        share = 1 / np.maximum(distance, 2e-3) ** 4
-        share /= share.sum(1, keepdims=True)
-        return distance[:, 0], np.asarray((values[nearest] * share[..., None]).sum(1))
 
     def _around(
         self,

@@ -13,16 +13,16 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import grid_sample, max_pool2d
 
-from posegen_ray.body.camera import project, to_camera
+from posegen_ray.body.camera import Camera, project, to_camera
 from posegen_ray.body.model import BodyModel, skin
-from posegen_ray.config import RegionConfig, RendererConfig
+from posegen_ray.config import RegionConfig
 from posegen_ray.subjects.canonical import Bools, Floats, canonical_body
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.deform import build_lattice, pose_normals, pose_vertices
+from posegen_ray.subjects.deform import build_lattice, field_places, pose_normals, pose_vertices
 from posegen_ray.subjects.field import CUBE, EMPTY, Field, widened
-from posegen_ray.subjects.light import even_light, towards_camera
+from posegen_ray.subjects.light import towards_camera
 from posegen_ray.subjects.render_fused import FusedModel, View, ray_slopes, to_camera_bones
 
 _SURVEY = 24  # pictures looked at
@@ -30,6 +30,7 @@ _HULL = 0.6  # share of the pictures that must show the person somewhere in a cu
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
 _MINORITY = 0.8  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
+_NEAREST = 0.05  # metres; places nearer to the camera are taken as so far
 RING = 1  # vertices kept around what matters, for densities to fade in
 
 Item = TypeVar("Item")
@@ -85,33 +86,39 @@ def carve(
     training: list[int],
     device: torch.device | str = "cpu",
 ) -> Field:
-    """Starts the densities from the masks: what most rays through a place call person is person.
-
-    The rays pass an almost transparent field, so that every place gets its votes; a place inside
-    the body needs none. Cells without a chance go.
+    """Starts the densities from the masks: what most pictures of a place call person is person.
+    A place inside the body needs no votes. Cells without a chance go.
     """
-    faint = field.values.clone()
-    faint[:, 3] = EMPTY + 0.1
-    lattice = build_lattice(body, capture.shape, field)
-    config = RendererConfig(early_stop=0.0)
-    model = FusedModel(lattice, replace(field, values=faint), even_light(), config, device)
-    lit = torch.ones(1, len(lattice.rest), device=model.device)
-    votes = torch.zeros_like(model.field.values)
-    for number, index in enumerate(survey(training)):
-        frame = frame_of(model, capture, bones, index).thinned(number)
-        mask = frame.target[:, 3:]
-        # gradients of the colours are sums of weights: red counts for the person, green against
-        counted = torch.cat([mask, 1 - mask, torch.zeros_like(frame.target[:, :2])], -1)
-        model.pull_back_to_field(
-            frame.view, frame.slopes, lit, torch.zeros_like(counted), counted, votes
-        )
-    yes, no = votes[:, 0].cpu(), votes[:, 1].cpu()
-    share = yes / (yes + no).clamp_min(1e-12)
+    lattice = build_lattice(body, capture.shape, field).to(device)
+    votes = torch.zeros(2, len(lattice.cubes), CUBE**3, device=device)
+    for index in survey(training):
+        camera, posed = capture.view(index, device), bones[index : index + 1].to(device)
+        points = pose_vertices(lattice, to_camera_bones(camera, posed))[0]
+        votes += _seen(camera, capture.masks[index].to(device), field_places(lattice, points))
+    rows = field.cube_rows(lattice.cubes.cpu())
+    share = torch.empty(len(field.values))
+    share[rows[rows >= 0]] = (votes[0] / votes[1].clamp_min(1e-6)).cpu()[rows >= 0]
     body_logit = field.values[:, 3]
     voted = ((share - _MAJORITY) * _CERTAINTY).clamp(EMPTY + 1, 2.0)
     values = field.values.clone()
     values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
     return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
+
+
+def _seen(
+    camera: Camera,  # one
+    mask: Tensor,  # [H, W] uint8
+    places: Tensor,  # [3, N, 27] camera space
+) -> Tensor:  # [2, N, 27]
+    """How far each place lies on the mask, and how far in the picture, 0 to 1."""
+    picture = torch.stack([mask.float() / 255, torch.ones_like(mask, dtype=torch.float32)])
+    size = places.new_tensor([camera.width, camera.height])
+    scale, shift = 2 * camera.focal / size, 2 * camera.principal[0] / size - 1
+    inverse = 1 / places[2].clamp_min(_NEAREST)
+    across = torch.stack(
+        [places[0] * inverse * scale[0] + shift[0], places[1] * inverse * scale[1] + shift[1]], -1
+    )
+    return grid_sample(picture[None], across[None], align_corners=False)[0]
 
 
 def prune(

@@ -81,10 +81,20 @@ class Field:
         cubes: Tensor,  # [N, 3] int: a block covers vertices CUBE * cube to CUBE * cube + CUBE
     ) -> Tensor:  # [N, 64] int32, z fastest; -1: not stored
         """Rows of the vertices of each block: neighbours share those on the face between them."""
+        return self._rows(cubes, CUBE + 1)
+
+    def cube_rows(
+        self,
+        cubes: Tensor,  # [N, 3] int
+    ) -> Tensor:  # [N, 27] int32, z fastest; -1: not stored
+        """The same without the high faces: no vertex belongs to two cubes."""
+        return self._rows(cubes, CUBE)
+
+    def _rows(self, cubes: Tensor, width: int) -> Tensor:
         size = (CUBE * (cubes.amax(0) + 1) + 1).tolist()
         missing = [max(0, want - have) for want, have in zip(size, self.index.shape, strict=True)]
         grid = pad(self.index, (0, missing[2], 0, missing[1], 0, missing[0]), value=-1)
-        step = torch.arange(CUBE + 1, device=cubes.device)
+        step = torch.arange(width, device=cubes.device)
         x, y, z = (CUBE * cubes.long()).unbind(1)
         rows = grid[
             (x[:, None] + step)[:, :, None, None],
@@ -147,7 +157,7 @@ def body_field(
     cubes = np.argwhere(np.ones(count, bool))
     centres = low + (cubes + 0.5) * edge
     reach = 0.5 * math.sqrt(3) * edge
-    distance = _signed_distance(surface, centres, margin + reach)
+    distance = _distance(surface, centres, margin + reach)
     near = (distance < config.shell + reach) & (distance > -config.inner - reach)
     if possible is not None:
         outside = np.flatnonzero(near & (distance > 0))
@@ -156,12 +166,17 @@ def body_field(
     # only near the surface does a vertex's own distance matter; elsewhere its cube's will do, but
     # the region's rim is then no finer than cubes
     steep = np.abs(distance) < LOGIT_LIMIT * _INITIAL_SOFTNESS + reach
+    crossed = np.abs(distance) < reach
     grid = np.full(CUBE * count + 1, np.inf, np.float32)
-    exact = np.zeros(grid.shape, bool)
+    exact, unsure = np.zeros((2, *grid.shape), bool)
     for offset in np.ndindex(CUBE + 1, CUBE + 1, CUBE + 1):
         grid[tuple((CUBE * cubes[near] + offset).T)] = distance[near]
         exact[tuple((CUBE * cubes[near & steep] + offset).T)] = True
-    grid[exact] = _signed_distance(surface, low + np.argwhere(exact) * config.voxel, margin)
+        unsure[tuple((CUBE * cubes[near & crossed] + offset).T)] = True
+    exact &= ~unsure
+    grid[unsure] = _distance(surface, low + np.argwhere(unsure) * config.voxel, margin)
+    away = _distance(surface, low + np.argwhere(exact) * config.voxel, margin, signed=False)
+    grid[exact] = np.copysign(away, grid[exact])  # no surface passes through these cubes
     wanted = np.isfinite(grid)
     distance = grid[wanted]
     inside = (distance < config.shell) & (distance > -config.inner)
@@ -173,10 +188,11 @@ def body_field(
     return Field(values, number(torch.from_numpy(wanted)), (x, y, z), config.voxel)
 
 
-def _signed_distance(
+def _distance(
     body: CanonicalBody,
     places: Floats,  # [N, 3]
     farthest: float,
+    signed: bool = True,
 ) -> np.ndarray:  # [N] float32, negative inside
     prepare("cpu", grid_kernels.__name__)
 
@@ -184,7 +200,7 @@ def _signed_distance(
         wp.array(body.vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
         wp.array(body.faces.astype(np.int32).reshape(-1), dtype=wp.int32, device="cpu"),
         # signs by the nearest face's normal are wrong half-way between two limbs
-        support_winding_number=True,
+        support_winding_number=signed,
     )
     distance = np.empty(len(places), np.float32)
     wp.launch(
@@ -194,6 +210,7 @@ def _signed_distance(
             mesh.id,
             wp.array(places.astype(np.float32), dtype=wp.vec3, device="cpu"),
             farthest,
+            int(signed),
             wp.array(distance, dtype=float, device="cpu", copy=False),
         ],
         device="cpu",

@@ -72,21 +72,23 @@ class LatticeMotion(nn.Module):
         """The posed vertices and their normals, differentiable in bones, camera and corrections.
 
         `pose_vertices` and `pose_normals`, in an order that makes gradients of the weights cheap: a
-        sixth of the time.
+        tenth of the time.
         """
         lattice = self.lattice()
-        blended = (lattice.weights @ bones.flatten(2)).unflatten(2, (3, 4))
-        turned = blended[..., :3] @ torch.stack([lattice.rest, lattice.normals], -1)
-        world = turned[..., 0] + blended[..., 3]
-        return to_camera(camera, world), normalize(turned[..., 1], dim=-1)
+        rows = bones.permute(0, 2, 3, 1).flatten(0, 2)  # [12 B, 24]
+        blended = (rows @ lattice.weights.T).view(len(bones), 3, 4, -1)
+        world = (blended[:, :, :3] * lattice.rest.T).sum(2) + blended[:, :, 3]
+        turned = (blended[:, :, :3] * lattice.normals.T).sum(2)
+        # torch's own norm over a middle dimension takes ten times as long
+        length = turned.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+        return to_camera(camera, world.mT), (turned / length).mT
 
     @torch.no_grad()
     def step(self, decay: float) -> None:
         """Follows the gradients that have come back, with rates of `decay` times their start."""
         parameters = list(self.parameters())
         widths = [parameter.shape[1] for parameter in parameters]
-        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        gradients = torch.cat(found, 1)
+        gradients = torch.cat([p.grad if p.grad is not None else 0 * p for p in parameters], 1)
         for parameter, group, rate, gradient in zip(
             parameters,
             self._optimiser.param_groups,

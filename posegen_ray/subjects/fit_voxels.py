@@ -49,6 +49,7 @@ from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 _PRUNE_AGAIN_AT = 0.4  # fraction of the steps after which what has become empty in motion goes, too
 _SHOWN = 0.012  # rays per picture that a vertex must colour to stay
 _SOLID = 2.0  # density logit above which it stays anyway
+_EARLY_STOP = 0.01  # a ray ends when less light is left: what lies behind has nothing to say
 _FINAL_RATE = 0.05  # the learning rates end at this fraction of their start
 
 
@@ -208,10 +209,10 @@ def _shown(model: FusedModel, frames: Sequence[Frame]) -> Tensor:  # [M] bool
     lit = torch.ones(1, len(model.lattice.rest), device=model.device)
     for number, whole in enumerate(frames):
         frame = whole.thinned(number)
-        rgba = model.march(frame.view, frame.slopes, lit)
+        rgba, samples = model.march_noting(frame.view, frame.slopes, lit)
         count = torch.zeros_like(rgba)
         count[:, 0] = 1.0
-        model.pull_back_to_field(frame.view, frame.slopes, lit, rgba, count, sums)
+        model.pull_back_to_field(frame.view, frame.slopes, lit, rgba, samples, count, sums)
     shown = 2 * sums[:, 0] / len(frames) > _SHOWN
     return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
 
@@ -247,7 +248,7 @@ class _FieldOptimiser:
     ) -> None:
         prepare(warp_device_name(device), grid_kernels.__name__)
         self.model = FusedModel(
-            lattice, field, light.clone(), RendererConfig(early_stop=1e-3), device
+            lattice, field, light.clone(), RendererConfig(early_stop=_EARLY_STOP), device
         )
         self._config = config
         self._since = 0  # steps taken since the moments were zero
@@ -298,9 +299,11 @@ class _FieldOptimiser:
             slopes = frame.slopes[chosen].contiguous()
             lit = brightness(light, frame.normals, frame.towards if self._config.shine else None)
             under = lit.detach()
-            rgba = model.march(view, slopes, under)
+            rgba, samples = model.march_noting(view, slopes, under)
             error, grad_rgba = squared_error(rgba, frame.target[chosen])
-            by_lit = model.pull_back_to_field(view, slopes, under, rgba, grad_rgba, self._grad)
+            by_lit = model.pull_back_to_field(
+                view, slopes, under, rgba, samples, grad_rgba, self._grad
+            )
             torch.autograd.backward(lit, by_lit / max(1, len(rgba)))
             self._add_to_light(light)
             errors.append(error)
@@ -317,9 +320,9 @@ class _FieldOptimiser:
         towards = towards_camera(points, camera) if self._config.shine else None
         lit = brightness(light, normals, towards)
         at, under = points.detach().contiguous(), lit.detach().contiguous()
-        rgba = model.march(view, slopes, under)
+        rgba, samples = model.march_noting(view, slopes, under)
         error, grad_rgba = squared_error(rgba, take.target.view(-1, 4)[view.row])
-        pulled = model.pull_back(view, at, slopes, under, rgba, grad_rgba, self._grad)
+        pulled = model.pull_back(view, at, slopes, under, rgba, samples, grad_rgba, self._grad)
         # a picture's mean over rays: Adam does not care, the pull back to what was given does
         share = len(camera) / max(1, len(rgba))
         ends, gradients = [points, lit], [share * pulled[0], share * pulled[2]]
@@ -330,8 +333,10 @@ class _FieldOptimiser:
         self._add_to_light(light)
         return error
 
-    def _some(self, view: View, chance: torch.Generator) -> tuple[View, Tensor]:
+    def _some(self, view: View, chance: torch.Generator) -> tuple[View, Tensor | slice]:
         """A random share of the rays, and which they are [N] bool."""
+        if self._config.ray_share == 1:
+            return view, slice(None)
         draw = torch.rand(len(view.row), generator=chance, device=view.row.device)
         chosen = draw < self._config.ray_share
         return view.only(chosen), chosen

@@ -35,12 +35,14 @@ Knows nothing about torch.
 # mypy: disable-error-code="no-untyped-def,valid-type,no-any-return"
 import warp as wp
 
-from posegen_ray.subjects.grid_kernels import Blocks, find_cell, pull_back_values
 from posegen_ray.subjects.vector_kernels import (
+    copy_four,
     cross_four,
     fetch_four,
+    fetch_map,
     pull_back_cross_four,
     pull_back_shade_four,
+    pull_back_values_four,
     shade_four,
 )
 
@@ -60,6 +62,32 @@ MOST_CROSSINGS = wp.constant(4096)  # of a ray; a bound for degenerate lattices
 
 Faces = wp.types.vector(length=LAYERS, dtype=wp.int32)
 Depths = wp.types.vector(length=LAYERS, dtype=wp.float32)
+
+
+# --- the field's values -------------------------------------------------------------------------
+
+
+@wp.struct
+class Blocks:
+    """The field's values, block by block; see `posegen_ray.subjects.field.Field.block_rows`.
+
+    A ray looks up many places in a block of 1 KB before it goes on to the next; in one large grid
+    nearly every look-up would miss the processor's cache.
+    """
+
+    values: wp.array(dtype=wp.vec4)  # [64 N] red, green, blue, density logit
+    rows: wp.array(dtype=wp.int32)  # [64 N] where they come from in the field; -1: nowhere
+    density_scale: float  # per metre: density = scale * (sigmoid(logit) - sigmoid(empty))
+    empty: float  # logits below it are no density at all
+
+
+@wp.kernel
+def fill_blocks(
+    stored: wp.array(dtype=wp.vec4),  # [M + 1] the field's values, and that of absent vertices
+    rows: wp.array(dtype=wp.int32),  # [64 N] as in `Blocks`
+    values: wp.array(dtype=wp.vec4),  # [64 N] out
+):
+    copy_four(stored, rows, stored.shape[0] - 1, values, wp.tid())
 
 
 # --- the lattice's faces -> sorted entries per pixel ----------------------------------------------
@@ -274,6 +302,21 @@ class Crossing:
     brightness: float  # there
 
 
+@wp.struct
+class Sample:
+    """What a ray has met half-way through a tetrahedron: written by `march`, for its adjoint."""
+
+    row: int  # as in `Crossing`
+    enter: int
+    leave: int
+    depth: float
+    way: float
+    place: wp.vec3
+    brightness: float
+    light: float  # share of the ray's light that comes here
+    before: int  # the ray's sample before this one; -1: none
+
+
 @wp.func
 def kind_of(posed: Posed, tet: int):
     """Where the tetrahedron's corners begin in `Posed.corners`."""
@@ -316,13 +359,13 @@ def cross_tet(posed: Posed, image: int, face: int, slope: wp.vec2, depth: float)
 
 
 @wp.func
-def first_walks(front: wp.array2d(dtype=wp.uint64), ray: int, layers: int):
+def first_walks(front: wp.array2d(dtype=wp.uint64), pixel: int, layers: int):
     """How many walks there are, the face by which each comes in, and its depth."""
     faces = Faces(-1)
     depths = Depths(FAR)
     count = int(0)
     for layer in range(layers):
-        key = front[ray, layer]
+        key = front[pixel, layer]
         if key == EMPTY:
             break
         faces[layer] = int(wp.uint32(key & LOW_HALF))
@@ -349,10 +392,15 @@ def head_of(row: wp.vec4):
 def march(
     image_of: wp.array(dtype=wp.int32),  # [N] image of each ray
     slopes: wp.array(dtype=wp.vec2),  # [N] x and y of its direction, whose z is 1
-    front: wp.array2d(dtype=wp.uint64),  # [N, LAYERS]
+    pixel_of: wp.array(dtype=wp.int32),  # [N] the ray's row in `front`
+    front: wp.array2d(dtype=wp.uint64),  # [pixels, LAYERS]
     posed: Posed,
     blocks: Blocks,
     rgba: wp.array(dtype=wp.vec4),  # [N] out, premultiplied
+    noting: int,  # 1: samples are written down
+    samples: wp.array(dtype=Sample),  # out, as many as there is room for
+    taken: wp.array(dtype=wp.int32),  # [1] zero; how many samples there are
+    last: wp.array(dtype=wp.int32),  # [N] out: the ray's last sample, -1: none
 ):
     ray = wp.tid()
     image = image_of[ray]
@@ -360,7 +408,8 @@ def march(
     norm = wp.sqrt(1.0 + wp.dot(slope, slope))
     light = float(1.0)
     colour = wp.vec3(0.0, 0.0, 0.0)
-    count, faces, depths = first_walks(front, ray, posed.layers)
+    before = int(-1)
+    count, faces, depths = first_walks(front, pixel_of[ray], posed.layers)
     # a crossing is shaded when the next one is known: by then its values have come from memory
     waiting = Crossing()
     going = int(1)
@@ -390,6 +439,21 @@ def march(
                 blocks.empty,
                 waiting.way * norm,
             )
+            if noting == 1 and value[3] < 1.0:
+                slot = wp.atomic_add(taken, 0, 1)
+                if slot < samples.shape[0]:
+                    sample = Sample()
+                    sample.row = waiting.row
+                    sample.enter = waiting.enter
+                    sample.leave = waiting.leave
+                    sample.depth = waiting.depth
+                    sample.way = waiting.way
+                    sample.place = waiting.place
+                    sample.brightness = waiting.brightness
+                    sample.light = light
+                    sample.before = before
+                    samples[slot] = sample
+                    before = slot
             colour += (light * (1.0 - value[3]) * waiting.brightness) * head_of(value)
             light = light * value[3]
         waiting = crossing
@@ -398,16 +462,19 @@ def march(
         if light < posed.early_stop:
             going = 0
     rgba[ray] = wp.vec4(colour[0], colour[1], colour[2], 1.0 - light)
+    if noting == 1:
+        last[ray] = before
 
 
 @wp.kernel
 def march_backward(
     image_of: wp.array(dtype=wp.int32),  # as in `march`
     slopes: wp.array(dtype=wp.vec2),
-    front: wp.array2d(dtype=wp.uint64),
     posed: Posed,
     blocks: Blocks,
-    rgba: wp.array(dtype=wp.vec4),  # [N] what `march` gave
+    rgba: wp.array(dtype=wp.vec4),  # what `march` gave
+    samples: wp.array(dtype=Sample),
+    last: wp.array(dtype=wp.int32),
     grad_rgba: wp.array(dtype=wp.vec4),  # [N]
     to_pose: int,  # 1: add to grad_maps and set grad_slopes
     to_field: int,  # 1: add to grad_values
@@ -420,83 +487,67 @@ def march_backward(
     image = image_of[ray]
     slope = slopes[ray]
     norm = wp.sqrt(1.0 + wp.dot(slope, slope))
-    out = rgba[ray]
     grad = grad_rgba[ray]
-    grad_colour = wp.vec3(grad[0], grad[1], grad[2])
-    # what the light behind the current sample is worth: later samples' colour, less the final alpha
-    behind = wp.dot(grad_colour, wp.vec3(out[0], out[1], out[2])) - grad[3] * (1.0 - out[3])
-    light = float(1.0)
+    # what the light behind the current sample is worth: colours there, less the final alpha
+    behind = -grad[3] * (1.0 - rgba[ray][3])
     grad_norm = float(0.0)
     grad_slope = wp.vec2(0.0, 0.0)
-    count, faces, depths = first_walks(front, ray, posed.layers)
-    waiting = Crossing()
-    going = int(1)
-    for _ in range(MOST_CROSSINGS):
-        crossing = Crossing()
-        if going == 1:
-            walk = nearest_walk(depths, count)
-            depth = depths[walk]
-            onward = int(-1)
-            if depth >= FAR:
-                going = 0
-            else:
-                face = faces[walk]
-                if not is_hole(posed.maps, 4 * (image * posed.tets.shape[0] + face / 4)):
-                    crossing = cross_tet(posed, image, face, slope, depth)
-                    fetch_four(blocks.values, crossing.block, crossing.place)
-                    onward = crossing.onward
-                    depth += crossing.way
-            faces[walk] = onward
-            depths[walk] = wp.where(onward >= 0, depth, FAR)
-        if waiting.way > 0.0:
-            pull = pull_back_shade_four(
+    slot = last[ray]
+    while slot >= 0:
+        sample = samples[slot]
+        tet = sample.row / 4 - image * posed.tets.shape[0]
+        if sample.before >= 0:
+            following = samples[sample.before]
+            fetch_four(
                 blocks.values,
-                waiting.block,
-                waiting.place,
-                blocks.density_scale,
-                blocks.empty,
-                waiting.way * norm,
-                waiting.brightness,
-                light,
-                behind,
-                grad,
+                (following.row / 4 - image * posed.tets.shape[0]) / 5,
+                following.place,
             )
-            light = light * pull[9]
-            behind = pull[10]
-        if waiting.way > 0.0 and pull[9] < 1.0:
-            grad_norm += pull[3] * waiting.way
-            grad_slope += pull_back_cross_four(
-                posed.maps,
-                waiting.row,
-                posed.corners,
-                waiting.kind,
-                posed.tets,
-                waiting.row / 4 - image * posed.tets.shape[0],
-                posed.brightness,
-                image * posed.vertices,
-                slope,
-                norm,
-                waiting.depth,
-                waiting.way,
-                waiting.enter,
-                waiting.leave,
-                pull,
-                to_pose,
-                grad_maps,
-                grad_brightness,
+            fetch_map(posed.maps, following.row, to_pose, grad_maps)
+        pull = pull_back_shade_four(
+            blocks.values,
+            tet / 5,
+            sample.place,
+            blocks.density_scale,
+            blocks.empty,
+            sample.way * norm,
+            sample.brightness,
+            sample.light,
+            behind,
+            grad,
+        )
+        behind = pull[9]
+        grad_norm += pull[3] * sample.way
+        grad_slope += pull_back_cross_four(
+            posed.maps,
+            sample.row,
+            posed.corners,
+            kind_of(posed, tet),
+            posed.tets,
+            tet,
+            posed.brightness,
+            image * posed.vertices,
+            slope,
+            norm,
+            sample.depth,
+            sample.way,
+            sample.enter,
+            sample.leave,
+            pull,
+            to_pose,
+            grad_maps,
+            grad_brightness,
+        )
+        if to_field == 1:
+            pull_back_values_four(
+                blocks.values,
+                blocks.rows,
+                grad_values,
+                tet / 5,
+                sample.place,
+                wp.vec4(pull[5], pull[6], pull[7], pull[8]),
             )
-            if to_field == 1:
-                pull_back_values(
-                    blocks,
-                    grad_values,
-                    find_cell(waiting.block, waiting.place),
-                    wp.vec4(pull[5], pull[6], pull[7], pull[8]),
-                )
-        waiting = crossing
-        if going == 0:
-            break
-        if light < posed.early_stop:
-            going = 0
+        slot = sample.before
     if to_pose == 1:
         grad_slopes[ray] = grad_slope + (grad_norm / norm) * slope
 

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.config import RendererConfig
-from posegen_ray.subjects import grid_kernels, kernels
+from posegen_ray.subjects import kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
 from posegen_ray.subjects.light import brightness, changed_light, towards_camera
@@ -29,6 +29,8 @@ from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
 _NEAR = 0.05  # metres; kernels.NEAR
+_SAMPLES_A_RAY = 12.0  # room for them to begin with, on an average
+_SAMPLE_SIZE = 11  # numbers of 4 bytes in a `kernels.Sample`
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,25 @@ class View:
     image: Tensor  # [N] int32, ascending
     row: Tensor  # [N] int64 index into the batch's B * H * W pixels
     centre: Tensor  # [N, 2] pixel centres
-    front: Tensor  # [N, LAYERS] int64: depth bits and face of each entry, -1: none
+    pixel: Tensor  # [N] int32 row in `front`
+    front: Tensor  # [P, LAYERS] int64: depth bits and face of each entry, -1: none
 
     def only(
         self,
         chosen: Tensor,  # [N] bool
     ) -> View:
         """The view with some of its rays."""
-        rays = (self.image, self.row, self.centre, self.front)
-        return View(self.maps, *(tensor[chosen] for tensor in rays))
+        rays = (self.image, self.row, self.centre, self.pixel)
+        image, row, centre, pixel = (tensor[chosen] for tensor in rays)
+        return replace(self, image=image, row=row, centre=centre, pixel=pixel)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What rays have met on their way, for gradients; see `kernels.Sample`."""
+
+    met: Tensor  # [S, 11] int32: one after another as marched, some to spare
+    last: Tensor  # [N] int32: each ray's last one; -1: none
 
 
 class FusedModel:
@@ -83,24 +95,26 @@ class FusedModel:
         self._corners = _corners().to(self.device)
         self._neighbours = self.lattice.neighbouring_faces.flatten()
         self._rows = self.field.block_rows(self.lattice.cubes).flatten()
-        self._places = torch.where(self._rows < 0, len(field.values), self._rows)
         self._values = torch.empty(len(self._rows), 4, device=self.device)
-        self.refresh()
         self._warp_tets = wp.from_torch(self.lattice.tets, dtype=wp.vec4i)
         self._warp_neighbours = wp.from_torch(self._neighbours, dtype=wp.int32)
         self._warp_boundary = wp.from_torch(self._boundary, dtype=wp.vec4i)
         self._warp_corners = wp.from_torch(self._corners, dtype=wp.vec4)
         self._first_odd = 5 * self.lattice.even
-        blocks = grid_kernels.Blocks()
+        blocks = kernels.Blocks()
         blocks.values = wp.from_torch(self._values, dtype=wp.vec4)
         blocks.rows = wp.from_torch(self._rows, dtype=wp.int32)
         blocks.density_scale = DENSITY_SCALE
         blocks.empty = EMPTY
         self._blocks = blocks
+        self.refresh()
+        self._samples_a_ray = _SAMPLES_A_RAY
 
     def refresh(self) -> None:
         """Takes over `field.values`, after they have changed in place."""
-        torch.index_select(self._stored, 0, self._places, out=self._values)
+        stored = wp.from_torch(self._stored, dtype=wp.vec4)
+        filled = [stored, self._blocks.rows, self._blocks.values]
+        self._launch(kernels.fill_blocks, len(self._values), filled)
 
     def draw(
         self,
@@ -124,7 +138,10 @@ class FusedModel:
         lit = brightness(falls, pose_normals(self.lattice, bones), towards)
         view = self.find_rays(points.detach(), camera.detach())
         slopes = ray_slopes(camera, view)
-        colours: Tensor = _March.apply(self, view, points, slopes, lit)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (points, slopes, lit)):
+            colours: Tensor = _March.apply(self, view, points, slopes, lit)  # type: ignore[no-untyped-call]
+        else:
+            colours = self.march(view, slopes.contiguous(), lit)
         flat = torch.zeros(len(camera) * camera.height * camera.width, 4, device=self.device)
         flat = flat.index_copy(0, view.row, colours)
         return flat.view(len(camera), camera.height, camera.width, 4)
@@ -171,7 +188,8 @@ class FusedModel:
             image.int(),
             (image * camera.height + y) * camera.width + x,
             torch.stack([x, y], -1) + 0.5,
-            front[hit],
+            hit.int(),
+            front,
         )
 
     def march(
@@ -181,11 +199,46 @@ class FusedModel:
         lit: Tensor,  # [B, V] brightness of the lattice's vertices
     ) -> Tensor:  # [N, 4]
         """Premultiplied colour of each ray. Carries no gradient: see `_March`."""
+        return self._march(view, slopes, lit, None)[0]
+
+    def march_noting(
+        self, view: View, slopes: Tensor, lit: Tensor
+    ) -> tuple[Tensor, Samples]:  # [N, 4]
+        """The same, and what its adjoint needs."""
+        rays, device = len(view.row), self.device
+        while True:
+            room = int(self._samples_a_ray * rays)
+            samples = Samples(
+                torch.empty(room, _SAMPLE_SIZE, dtype=torch.int32, device=device),
+                torch.empty(rays, dtype=torch.int32, device=device),
+            )
+            rgba, count = self._march(view, slopes, lit, samples)
+            if count <= room:
+                return rgba, samples
+            self._samples_a_ray = 1.2 * count / rays
+
+    def _march(
+        self, view: View, slopes: Tensor, lit: Tensor, samples: Samples | None
+    ) -> tuple[Tensor, int]:  # [N, 4], how many samples there are
         rgba = torch.empty(len(view.row), 4, device=self.device)
+        taken = torch.zeros(1, dtype=torch.int32, device=self.device)
+        notes = samples or Samples(taken[:0], taken[:0])
         if len(rgba):
-            inputs = self._ray_inputs(view, slopes, lit)
-            self._launch(kernels.march, len(rgba), [*inputs, wp.from_torch(rgba, dtype=wp.vec4)])
-        return rgba
+            inputs = [
+                wp.from_torch(view.image, dtype=wp.int32),
+                wp.from_torch(slopes, dtype=wp.vec2),
+                wp.from_torch(view.pixel, dtype=wp.int32),
+                wp.from_torch(view.front, dtype=wp.uint64),
+                self._posed(view, lit),
+                self._blocks,
+                wp.from_torch(rgba, dtype=wp.vec4),
+                int(samples is not None),
+                _warp_samples(notes.met),
+                wp.from_torch(taken),
+                wp.from_torch(notes.last),
+            ]
+            self._launch(kernels.march, len(rgba), inputs)
+        return rgba, 0 if samples is None else int(taken)
 
     def pull_back(
         self,
@@ -193,7 +246,8 @@ class FusedModel:
         points: Tensor,  # [B, V, 3]
         slopes: Tensor,
         lit: Tensor,  # [B, V]
-        rgba: Tensor,  # [N, 4] what `march` gave
+        rgba: Tensor,  # [N, 4] what `march_noting` gave
+        samples: Samples,
         grad_rgba: Tensor,  # [N, 4]
         grad_values: Tensor | None = None,  # [M, 4] if given, the field's gradient is added to it
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,7 +258,14 @@ class FusedModel:
         if len(rgba):
             grad_maps = torch.zeros_like(view.maps)
             self._march_backward(
-                view, slopes, lit, rgba, grad_rgba, (grad_maps, grad_slopes, grad_lit), grad_values
+                view,
+                slopes,
+                lit,
+                rgba,
+                samples,
+                grad_rgba,
+                (grad_maps, grad_slopes, grad_lit),
+                grad_values,
             )
             self._launch(
                 kernels.pull_back_maps,
@@ -224,7 +285,8 @@ class FusedModel:
         view: View,
         slopes: Tensor,
         lit: Tensor,  # [B, V]
-        rgba: Tensor,  # [N, 4] what `march` gave
+        rgba: Tensor,  # [N, 4] what `march_noting` gave
+        samples: Samples,
         grad_rgba: Tensor,  # [N, 4]
         grad_values: Tensor,  # [M, 4] added to
     ) -> Tensor:  # [B, V]
@@ -232,7 +294,7 @@ class FusedModel:
         grad_lit = torch.zeros_like(lit)
         if len(rgba):
             self._march_backward(
-                view, slopes, lit, rgba, grad_rgba, (None, None, grad_lit), grad_values
+                view, slopes, lit, rgba, samples, grad_rgba, (None, None, grad_lit), grad_values
             )
         return grad_lit
 
@@ -242,6 +304,7 @@ class FusedModel:
         slopes: Tensor,
         lit: Tensor,
         rgba: Tensor,
+        samples: Samples,
         grad_rgba: Tensor,
         gradients: tuple[Tensor | None, Tensor | None, Tensor],  # of maps, slopes, brightness
         grad_values: Tensor | None,
@@ -252,8 +315,13 @@ class FusedModel:
             kernels.march_backward,
             len(rgba),
             [
-                *self._ray_inputs(view, slopes, lit),
+                wp.from_torch(view.image, dtype=wp.int32),
+                wp.from_torch(slopes, dtype=wp.vec2),
+                self._posed(view, lit),
+                self._blocks,
                 wp.from_torch(rgba, dtype=wp.vec4),
+                _warp_samples(samples.met),
+                wp.from_torch(samples.last, dtype=wp.int32),
                 wp.from_torch(grad_rgba.contiguous(), dtype=wp.vec4),
                 int(maps is not None),
                 int(grad_values is not None),
@@ -264,7 +332,7 @@ class FusedModel:
             ],
         )
 
-    def _ray_inputs(self, view: View, slopes: Tensor, lit: Tensor) -> list[Any]:
+    def _posed(self, view: View, lit: Tensor) -> Any:
         posed = kernels.Posed()
         posed.maps = wp.from_torch(view.maps.view(-1, 4), dtype=wp.vec4)
         posed.neighbours = self._warp_neighbours
@@ -275,13 +343,7 @@ class FusedModel:
         posed.first_odd = self._first_odd
         posed.layers = self.config.layers
         posed.early_stop = self.config.early_stop
-        return [
-            wp.from_torch(view.image, dtype=wp.int32),
-            wp.from_torch(slopes, dtype=wp.vec2),
-            wp.from_torch(view.front, dtype=wp.uint64),
-            posed,
-            self._blocks,
-        ]
+        return posed
 
     def _launch(self, kernel: Any, dim: int | tuple[int, int], inputs: Sequence[Any]) -> None:
         launch(kernel, dim, inputs, self.device)
@@ -295,16 +357,19 @@ class _March(torch.autograd.Function):
         ctx: Any, model: FusedModel, view: View, points: Tensor, slopes: Tensor, lit: Tensor
     ) -> Tensor:
         inputs = [tensor.detach().contiguous() for tensor in (points, slopes, lit)]
-        rgba = model.march(view, *inputs[1:])
+        rgba, samples = model.march_noting(view, *inputs[1:])
         ctx.model, ctx.view = model, view
-        ctx.save_for_backward(*inputs, rgba)
+        ctx.save_for_backward(*inputs, rgba, samples.met, samples.last)
         return rgba
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_rgba: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = [tensor.detach() for tensor in ctx.saved_tensors]
-        return None, None, *ctx.model.pull_back(ctx.view, *saved, grad_rgba)
+        points, slopes, lit, rgba, *samples = (tensor.detach() for tensor in ctx.saved_tensors)
+        pulled = ctx.model.pull_back(
+            ctx.view, points, slopes, lit, rgba, Samples(*samples), grad_rgba
+        )
+        return None, None, *pulled
 
 
 def to_camera_bones(
@@ -331,6 +396,18 @@ def _corners() -> Tensor:  # [40, 4]
     """Corners of a cube's tetrahedra in cells, and a zero; see `kernels.Posed`."""
     places = torch.from_numpy(PATTERN_PLACES).float().view(-1, 3)
     return pad(places, (0, 1)).contiguous()
+
+
+def _warp_samples(
+    met: Tensor,  # [S, 11] int32
+) -> Any:
+    """The tensor as an array of `kernels.Sample`."""
+    return wp.array(
+        ptr=met.data_ptr(),
+        dtype=kernels.Sample,
+        shape=len(met),
+        device=warp_device_name(met.device),
+    )
 
 
 def _bounding_boxes(

@@ -1,4 +1,4 @@
-"""The renderer's arithmetic on four numbers at once: barycentric coordinates, colours and density.
+"""Arithmetic on four numbers at once: barycentric coordinates, colours and density, fitting steps.
 
 In C++, because Warp takes its vectors apart into single numbers, and the CPU's compiler does not
 put them together again; that took twice as long. On a GPU the same expressions work number by
@@ -10,7 +10,7 @@ Warp arrays are taken as contiguous. `kernels` says what it is all for.
 import warp as wp
 
 Crossing = wp.types.vector(length=7, dtype=wp.float32)
-ShadePull = wp.types.vector(length=11, dtype=wp.float32)
+ShadePull = wp.types.vector(length=10, dtype=wp.float32)
 
 _FOUR = """
 #if defined(__CUDA_ARCH__)
@@ -91,6 +91,10 @@ _INSIDE = """
     _FOUR
     + _INSIDE
     + """
+    const int* beyond = neighbours.data + 4 * tet;
+#if !defined(__CUDA_ARCH__)
+    for (int i = 0; i < 4; ++i) __builtin_prefetch(map + 4 * (beyond[i] / 4 - tet));
+#endif
     four ahead = inside;
     for (int i = 0; i < 4; ++i) ahead[i] = ahead[i] > at_face ? ahead[i] : at_face;
     four speed = rate / ahead;
@@ -98,10 +102,7 @@ _INSIDE = """
     float first = s0 < s1 ? s0 : s1;
     float second = s2 < s3 ? s2 : s3;
     int leave = first < second ? (s1 <= s0 ? 1 : 0) : (s3 <= s2 ? 3 : 2);
-    int onward = neighbours.data[4 * tet + leave];
-#if !defined(__CUDA_ARCH__)
-    __builtin_prefetch(map + 4 * (onward / 4 - tet));
-#endif
+    int onward = beyond[leave];
     float way = -1.0f / (first < second ? first : second);
     four middle = inside + rate * (0.5f * way);
     const four* corner = (const four*)corners.data + kind;
@@ -158,6 +159,21 @@ def fetch_four(values: wp.array(dtype=wp.vec4), block: int, place: wp.vec3):
 
 @wp.func_native(
     _FOUR
+    + """
+#if !defined(__CUDA_ARCH__)
+    __builtin_prefetch(maps.data + row);
+    if (to_maps) __builtin_prefetch(grad_maps.data + row);
+#endif
+    """
+)
+def fetch_map(
+    maps: wp.array(dtype=wp.vec4), row: int, to_maps: int, grad_maps: wp.array(dtype=wp.vec4)
+):
+    """The same for a tetrahedron's map and, where `to_maps` says so, its gradient."""
+
+
+@wp.func_native(
+    _FOUR
     + _EXP
     + _CELL
     + _LOOK_UP
@@ -182,20 +198,14 @@ def shade_four(
     + _CELL
     + _LOOK_UP
     + """
-    wp::vec_t<11, float> out;
-    if (value[3] <= empty) {
-        out[9] = 1.0f;
-        out[10] = behind;
-        return out;
-    }
     """
     + _DENSITY
     + """
+    wp::vec_t<10, float> out;
     float weight = light * (1.0f - passed);
     float worth = grad[0] * value[0] + grad[1] * value[1] + grad[2] * value[2];
     float lit = brightness * worth;
-    float rest = behind - weight * lit;
-    float by_depth = light * passed * lit - rest;  // d(loss) / d(depth)
+    float by_depth = light * passed * lit - behind;  // d(loss) / d(depth)
     float colour = weight * brightness;
     float g[4] = {colour * grad[0], colour * grad[1], colour * grad[2],
                   by_depth * length * scale * sigmoid * (1.0f - sigmoid)};
@@ -213,8 +223,7 @@ def shade_four(
     out[3] = by_depth * density;
     out[4] = weight * worth;
     for (int i = 0; i < 4; ++i) out[5 + i] = g[i];
-    out[9] = passed;
-    out[10] = rest;
+    out[9] = behind + weight * lit;
     return out;
     """
 )
@@ -230,8 +239,8 @@ def pull_back_shade_four(
     behind: float,
     grad: wp.vec4,
 ) -> ShadePull:
-    """Gradients to place (3), length, brightness and the interpolated value (4); then the share of
-    light that passes, and what the light behind the sample is worth."""
+    """Gradients to place (3), length, brightness and the interpolated value (4); then what the
+    light that comes to the sample is worth."""
 
 
 @wp.func_native(
@@ -314,3 +323,129 @@ def pull_back_cross_four(
 ) -> wp.vec2:
     """Adds the gradient of a crossing to its tetrahedron's map and corners' brightness; returns the
     slope's."""
+
+
+@wp.func_native(
+    _FOUR
+    + _CELL
+    + """
+    const int* row = rows.data + (v - (const four*)values.data);
+    float x = place[0] - (float)i, y = place[1] - (float)j, z = place[2] - (float)k;
+    four g = *(const four*)&grad;
+    four high = g * z, low = g - high;
+    auto add = [&](int at, four pull) {
+        int to = row[at];
+        if (to < 0) return;
+#if defined(__CUDA_ARCH__)
+        for (int c = 0; c < 4; ++c) atomicAdd((float*)(grad_values.data + to) + c, pull[c]);
+#else
+        *((four*)grad_values.data + to) += pull;
+#endif
+    };
+    float x1 = x, x0 = 1.0f - x, y1 = y, y0 = 1.0f - y;
+    add(0, low * (x0 * y0));
+    add(1, high * (x0 * y0));
+    add(4, low * (x0 * y1));
+    add(5, high * (x0 * y1));
+    add(16, low * (x1 * y0));
+    add(17, high * (x1 * y0));
+    add(20, low * (x1 * y1));
+    add(21, high * (x1 * y1));
+    """
+)
+def pull_back_values_four(
+    values: wp.array(dtype=wp.vec4),
+    rows: wp.array(dtype=wp.int32),
+    grad_values: wp.array(dtype=wp.vec4),
+    block: int,
+    place: wp.vec3,
+    grad: wp.vec4,
+):
+    """Adds the gradient of an interpolated value to the field's rows."""
+
+
+@wp.func_native(
+    _FOUR
+    + """
+    int row = rows.data[i];
+    ((four*)values.data)[i] = ((const four*)stored.data)[row < 0 ? absent : row];
+    """
+)
+def copy_four(
+    stored: wp.array(dtype=wp.vec4),
+    rows: wp.array(dtype=wp.int32),
+    absent: int,
+    values: wp.array(dtype=wp.vec4),
+    i: int,
+):
+    """Sets value i to the row that it is a copy of, or to row `absent`."""
+
+
+@wp.func_native(
+    _FOUR
+    + """
+    const four* value = (const four*)values.data;
+    four weight = *(const four*)&strength;
+    auto add = [&](int to, four pull) {
+#if defined(__CUDA_ARCH__)
+        for (int c = 0; c < 4; ++c) atomicAdd((float*)(grad_values.data + to) + c, pull[c]);
+#else
+        *((four*)grad_values.data + to) += pull;
+#endif
+    };
+    for (int axis = 0; axis < 3; ++axis) {
+        int next = neighbours.data[3 * i + axis];
+        if (next < 0) continue;
+        four pull = value[i] - value[next];
+        for (int c = 0; c < 4; ++c) pull[c] *= weight[c];
+        add(i, pull);
+        add(next, pull * -1.0f);
+    }
+    """
+)
+def smooth_four(
+    neighbours: wp.array2d(dtype=wp.int32),
+    values: wp.array(dtype=wp.vec4),
+    strength: wp.vec4,
+    grad_values: wp.array(dtype=wp.vec4),
+    i: int,
+):
+    """Adds the gradient of strength / 2 * (difference to the next value along each axis)^2."""
+
+
+@wp.func_native(
+    _FOUR
+    + """
+    four* grad = (four*)grad_values.data + i;
+    four* value = (four*)values.data + i;
+    four* m = (four*)mean.data + i;
+    four* s = (four*)square.data + i;
+    four g = *grad;
+    four first = *m * 0.9f + g * 0.1f, second, moved;
+    for (int c = 0; c < 4; ++c) {
+        second[c] = 0.99f * (*s)[c] + 0.01f * g[c] * g[c];
+        float step = rate[c] * first[c] * mean_unbias / (sqrtf(second[c] * square_unbias) + 1e-8f);
+        float at = (*value)[c] - step;
+        at = at > lowest[c] ? at : lowest[c];
+        moved[c] = at < highest[c] ? at : highest[c];
+    }
+    *m = first;
+    *s = second;
+    *value = moved;
+    *grad = g * 0.0f;
+    """
+)
+def adam_four(
+    values: wp.array(dtype=wp.vec4),
+    grad_values: wp.array(dtype=wp.vec4),
+    mean: wp.array(dtype=wp.vec4),
+    square: wp.array(dtype=wp.vec4),
+    rate: wp.vec4,
+    mean_unbias: float,
+    square_unbias: float,
+    lowest: wp.vec4,
+    highest: wp.vec4,
+    i: int,
+):
+    """An Adam step of value i (betas 0.9 and 0.99), clamped to its range; then its gradient is
+    zero."""
