@@ -61,9 +61,9 @@ class FitConfig:
     """How a subject is fitted to a capture."""
 
     region: RegionConfig = field(default_factory=RegionConfig)
-    steps: int = 300  # optimiser steps
+    steps: int = 360  # optimiser steps
     pictures: int = 2  # training pictures that a step looks at
-    ray_share: float = 0.7  # of a picture's rays, chosen at random
+    ray_share: float = 1.0  # of a picture's rays, chosen at random
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells
@@ -104,12 +104,12 @@ class FitConfig:
         require(
             self.steps >= 1 and self.pictures >= 1,
             f"fit.steps={self.steps} and fit.pictures={self.pictures} must be positive.",
-            "Defaults: 300 and 2.",
+            "Defaults: 360 and 2.",
         )
         require(
             0 < self.ray_share <= 1,
             f"fit.ray_share={self.ray_share} must lie in (0, 1].",
-            "Default: 0.7.",
+            "Default: 1, all of them.",
         )
         require(
             min(self.colour_rate, self.density_rate) > 0

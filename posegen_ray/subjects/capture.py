@@ -20,6 +20,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,17 @@ class Capture:
         """One frame's picture, on transparent ground."""
         mask = self.masks[index, ..., None].float() / 255
         return torch.cat([self.images[index].float() / 255 * mask, mask], -1)
+
+    def targets(
+        self,
+        indices: Sequence[int],
+        row: Tensor,  # [N] into the B * H * W pixels of these frames
+    ) -> Tensor:  # [N, 4] premultiplied
+        """Some pixels of some frames, on transparent ground, where `row` is."""
+        frames = list(indices)
+        colours = self.images[frames].to(row.device).flatten(0, 2)[row].float() / 255
+        mask = self.masks[frames].to(row.device).flatten()[row, None].float() / 255
+        return torch.cat([colours * mask, mask], -1)
 
     def sha256(self) -> str:
         """Identifies the capture by its content, wherever it lies."""

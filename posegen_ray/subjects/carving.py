@@ -156,6 +156,6 @@ def frame_of(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> 
     posed = bones[index : index + 1].to(model.device)
     points = pose_vertices(model.lattice, to_camera_bones(camera, posed))
     view = model.find_rays(points, camera)
-    target = capture.target(index).to(model.device).view(-1, 4)[view.row]
+    target = capture.targets([index], view.row)
     normals = pose_normals(model.lattice, posed)
     return Frame(view, ray_slopes(camera, view), normals, towards_camera(points, camera), target)

@@ -134,7 +134,7 @@ class AnerfFitter:
         self, index: int, view: Camera, bones: Tensor
     ) -> tuple[RayBundle, Tensor]:  # rays, what they should show [N, 4]
         bundle = cast(view, bones, self._rest)
-        target = self._capture.target(index).view(-1, 4)[bundle.pixel]
+        target = self._capture.targets([index], bundle.pixel)
         return RayBundle(*(part.to(self._device) for part in bundle)), target.to(self._device)
 
 

@@ -5,8 +5,9 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ class VoxelFitter:
     def _take(self, indices: list[int]) -> Take:
         """Frames as they are now believed to be."""
         capture, device = self._capture, self._device
-        target = torch.stack([capture.target(index) for index in indices]).to(device)
+        target = partial(capture.targets, indices)
         if self._corrections is None:
             bones, camera = self._bones[indices], capture.camera[indices]
             return Take(bones.to(device), camera.to(device), target)
@@ -230,7 +231,7 @@ class Take:
 
     bones: Tensor  # [B, 24, 3, 4]
     camera: Camera
-    target: Tensor  # [B, H, W, 4] premultiplied
+    target: Callable[[Tensor], Tensor]  # rows of the B * H * W pixels [N] -> premultiplied [N, 4]
     cost: Tensor | None = None  # of poses and cameras being so far from what was given
 
 
@@ -321,7 +322,7 @@ class _FieldOptimiser:
         lit = brightness(light, normals, towards)
         at, under = points.detach().contiguous(), lit.detach().contiguous()
         rgba, samples = model.march_noting(view, slopes, under)
-        error, grad_rgba = squared_error(rgba, take.target.view(-1, 4)[view.row])
+        error, grad_rgba = squared_error(rgba, take.target(view.row))
         pulled = model.pull_back(view, at, slopes, under, rgba, samples, grad_rgba, self._grad)
         # a picture's mean over rays: Adam does not care, the pull back to what was given does
         share = len(camera) / max(1, len(rgba))

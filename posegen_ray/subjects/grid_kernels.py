@@ -3,10 +3,11 @@
 One source for CPU and CUDA. Knows nothing of rays and lattices.
 """
 
-# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return,attr-defined,type-var,arg-type"
+# mypy: disable-error-code="no-untyped-def,valid-type,empty-body,untyped-decorator"
+# mypy: disable-error-code="attr-defined,type-var,arg-type"
 import warp as wp
 
-from posegen_ray.subjects.vector_kernels import adam_four, smooth_four
+from posegen_ray.subjects.vector_kernels import FOUR
 
 wp.set_module_options({"enable_backward": False})
 
@@ -33,6 +34,38 @@ def signed_distance(
             distance[i] = wp.length(nearest - places[i])
 
 
+@wp.func_native(
+    FOUR
+    + """
+    const four* value = (const four*)values.data;
+    four weight = *(const four*)&strength;
+    auto add = [&](int to, four pull) {
+#if defined(__CUDA_ARCH__)
+        for (int c = 0; c < 4; ++c) atomicAdd((float*)(grad_values.data + to) + c, pull[c]);
+#else
+        *((four*)grad_values.data + to) += pull;
+#endif
+    };
+    for (int axis = 0; axis < 3; ++axis) {
+        int next = neighbours.data[3 * i + axis];
+        if (next < 0) continue;
+        four pull = value[i] - value[next];
+        for (int c = 0; c < 4; ++c) pull[c] *= weight[c];
+        add(i, pull);
+        add(next, pull * -1.0f);
+    }
+    """
+)
+def smooth_four(
+    neighbours: wp.array2d(dtype=wp.int32),
+    values: wp.array(dtype=wp.vec4),
+    strength: wp.vec4,
+    grad_values: wp.array(dtype=wp.vec4),
+    i: int,
+):
+    """Adds the gradient of strength / 2 * (difference to the next value along each axis)^2."""
+
+
 @wp.kernel
 def smooth(
     neighbours: wp.array2d(dtype=wp.int32),  # [M, 3] next row along x, y, z; < 0: none
@@ -41,6 +74,44 @@ def smooth(
     grad_values: wp.array(dtype=wp.vec4),  # added to
 ):
     smooth_four(neighbours, values, strength, grad_values, wp.tid())
+
+
+@wp.func_native(
+    FOUR
+    + """
+    four* grad = (four*)grad_values.data + i;
+    four* value = (four*)values.data + i;
+    four* m = (four*)mean.data + i;
+    four* s = (four*)square.data + i;
+    four g = *grad;
+    four first = *m * 0.9f + g * 0.1f, second, moved;
+    for (int c = 0; c < 4; ++c) {
+        second[c] = 0.99f * (*s)[c] + 0.01f * g[c] * g[c];
+        float step = rate[c] * first[c] * mean_unbias / (sqrtf(second[c] * square_unbias) + 1e-8f);
+        float at = (*value)[c] - step;
+        at = at > lowest[c] ? at : lowest[c];
+        moved[c] = at < highest[c] ? at : highest[c];
+    }
+    *m = first;
+    *s = second;
+    *value = moved;
+    for (int c = 0; c < 4; ++c) (*grad)[c] = 0.0f;
+    """
+)
+def adam_four(
+    values: wp.array(dtype=wp.vec4),
+    grad_values: wp.array(dtype=wp.vec4),
+    mean: wp.array(dtype=wp.vec4),
+    square: wp.array(dtype=wp.vec4),
+    rate: wp.vec4,
+    mean_unbias: float,
+    square_unbias: float,
+    lowest: wp.vec4,
+    highest: wp.vec4,
+    i: int,
+):
+    """An Adam step of value i (betas 0.9 and 0.99), clamped to its range; then its gradient is
+    zero."""
 
 
 @wp.kernel

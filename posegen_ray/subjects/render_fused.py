@@ -21,23 +21,24 @@ from torch.nn.functional import pad
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.config import RendererConfig
-from posegen_ray.subjects import kernels
+from posegen_ray.subjects import lattice_kernels, march_kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
 from posegen_ray.subjects.light import brightness, changed_light, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
-_NEAR = 0.05  # metres; kernels.NEAR
+_NEAR = 0.05  # metres; lattice_kernels.NEAR
 _SAMPLES_A_RAY = 12.0  # room for them to begin with, on an average
-_SAMPLE_SIZE = 11  # numbers of 4 bytes in a `kernels.Sample`
+_SAMPLE_SIZE = 11  # numbers of 4 bytes in a `march_kernels.Sample`
 
 
 @dataclass(frozen=True)
 class View:
     """What a batch of pictures shows of the posed lattice; no gradients."""
 
-    maps: Tensor  # [B, T, 4, 4] barycentric coordinates of each tetrahedron; see `kernels.Posed`
+    # barycentric coordinates of each tetrahedron; see `march_kernels.Posed`
+    maps: Tensor  # [B, T, 4, 4]
     # the pixels whose rays meet the lattice
     image: Tensor  # [N] int32, ascending
     row: Tensor  # [N] int64 index into the batch's B * H * W pixels
@@ -57,7 +58,7 @@ class View:
 
 @dataclass(frozen=True)
 class Samples:
-    """What rays have met on their way, for gradients; see `kernels.Sample`."""
+    """What rays have met on their way, for gradients; see `march_kernels.Sample`."""
 
     met: Tensor  # [S, 11] int32: one after another as marched, some to spare
     last: Tensor  # [N] int32: each ray's last one; -1: none
@@ -83,7 +84,8 @@ class FusedModel:
         self.device = torch.device(device)
         self.light = light.to(self.device)
         self.shines = bool(light[1].any())
-        prepare(warp_device_name(self.device), kernels.__name__)
+        for module in (lattice_kernels, march_kernels):
+            prepare(warp_device_name(self.device), module.__name__)
         self.config = config
         self.lattice = lattice.to(self.device)
         field = field.to(self.device)
@@ -101,7 +103,7 @@ class FusedModel:
         self._warp_boundary = wp.from_torch(self._boundary, dtype=wp.vec4i)
         self._warp_corners = wp.from_torch(self._corners, dtype=wp.vec4)
         self._first_odd = 5 * self.lattice.even
-        blocks = kernels.Blocks()
+        blocks = march_kernels.Blocks()
         blocks.values = wp.from_torch(self._values, dtype=wp.vec4)
         blocks.rows = wp.from_torch(self._rows, dtype=wp.int32)
         blocks.density_scale = DENSITY_SCALE
@@ -114,7 +116,7 @@ class FusedModel:
         """Takes over `field.values`, after they have changed in place."""
         stored = wp.from_torch(self._stored, dtype=wp.vec4)
         filled = [stored, self._blocks.rows, self._blocks.values]
-        self._launch(kernels.fill_blocks, len(self._values), filled)
+        self._launch(march_kernels.fill_blocks, len(self._values), filled)
 
     def draw(
         self,
@@ -159,13 +161,15 @@ class FusedModel:
         areas = box[:, 2] * box[:, 3]
         start = areas.cumsum(0) - areas
         total = int(areas.sum())
-        front = torch.full((total, kernels.LAYERS), -1, dtype=torch.int64, device=self.device)
+        front = torch.full(
+            (total, lattice_kernels.LAYERS), -1, dtype=torch.int64, device=self.device
+        )
         warp_points = wp.from_torch(points, dtype=wp.vec3)
         warp_maps = wp.from_torch(maps.view(-1, 4), dtype=wp.vec4)
         holes = wp.empty(batch * tets, dtype=wp.int32, device=warp_device_name(self.device))
         count = torch.zeros(1, dtype=torch.int32, device=self.device)
         found = [warp_points, self._warp_tets, warp_maps, holes, wp.from_torch(count)]
-        self._launch(kernels.find_maps, (batch, tets), found)
+        self._launch(lattice_kernels.find_maps, (batch, tets), found)
         if total:
             pixels = [
                 wp.from_torch(camera.focal.contiguous(), dtype=wp.float32),
@@ -175,9 +179,9 @@ class FusedModel:
                 wp.from_torch(front, dtype=wp.uint64),
             ]
             outer = [warp_points, self._warp_boundary, *pixels]
-            self._launch(kernels.rasterise, (batch, len(self._boundary)), outer)
+            self._launch(lattice_kernels.rasterise, (batch, len(self._boundary)), outer)
             inner = [holes, warp_points, self._warp_tets, self._warp_neighbours, warp_maps]
-            self._launch(kernels.rasterise_holes, int(count), [*inner, *pixels])
+            self._launch(lattice_kernels.rasterise_holes, int(count), [*inner, *pixels])
         hit = (front[:, 0] != -1).nonzero()[:, 0]
         image = torch.searchsorted(start + areas, hit, right=True)
         inside_box = hit - start[image]
@@ -237,7 +241,7 @@ class FusedModel:
                 wp.from_torch(taken),
                 wp.from_torch(notes.last),
             ]
-            self._launch(kernels.march, len(rgba), inputs)
+            self._launch(march_kernels.march, len(rgba), inputs)
         return rgba, 0 if samples is None else int(taken)
 
     def pull_back(
@@ -268,7 +272,7 @@ class FusedModel:
                 grad_values,
             )
             self._launch(
-                kernels.pull_back_maps,
+                lattice_kernels.pull_back_maps,
                 (len(points), len(self.lattice.tets)),
                 [
                     self._warp_tets,
@@ -312,7 +316,7 @@ class FusedModel:
         maps, by_slope, by_brightness = gradients
         nothing = torch.zeros(1, 4, device=self.device)
         self._launch(
-            kernels.march_backward,
+            march_kernels.march_backward,
             len(rgba),
             [
                 wp.from_torch(view.image, dtype=wp.int32),
@@ -333,7 +337,7 @@ class FusedModel:
         )
 
     def _posed(self, view: View, lit: Tensor) -> Any:
-        posed = kernels.Posed()
+        posed = march_kernels.Posed()
         posed.maps = wp.from_torch(view.maps.view(-1, 4), dtype=wp.vec4)
         posed.neighbours = self._warp_neighbours
         posed.corners = self._warp_corners
@@ -393,7 +397,7 @@ def ray_slopes(
 
 
 def _corners() -> Tensor:  # [40, 4]
-    """Corners of a cube's tetrahedra in cells, and a zero; see `kernels.Posed`."""
+    """Corners of a cube's tetrahedra in cells, and a zero; see `march_kernels.Posed`."""
     places = torch.from_numpy(PATTERN_PLACES).float().view(-1, 3)
     return pad(places, (0, 1)).contiguous()
 
@@ -401,10 +405,10 @@ def _corners() -> Tensor:  # [40, 4]
 def _warp_samples(
     met: Tensor,  # [S, 11] int32
 ) -> Any:
-    """The tensor as an array of `kernels.Sample`."""
+    """The tensor as an array of `march_kernels.Sample`."""
     return wp.array(
         ptr=met.data_ptr(),
-        dtype=kernels.Sample,
+        dtype=march_kernels.Sample,
         shape=len(met),
         device=warp_device_name(met.device),
     )

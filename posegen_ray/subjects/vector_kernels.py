@@ -1,9 +1,9 @@
-"""Arithmetic on four numbers at once: barycentric coordinates, colours and density, fitting steps.
+"""The renderer's arithmetic on four numbers at once: barycentric coordinates, colours and density.
 
 In C++, because Warp takes its vectors apart into single numbers, and the CPU's compiler does not
 put them together again; that took twice as long. On a GPU the same expressions work number by
 number.
-Warp arrays are taken as contiguous. `kernels` says what it is all for.
+Warp arrays are taken as contiguous. `march_kernels` says what it is all for.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type,empty-body,untyped-decorator"
@@ -12,7 +12,7 @@ import warp as wp
 Crossing = wp.types.vector(length=7, dtype=wp.float32)
 ShadePull = wp.types.vector(length=10, dtype=wp.float32)
 
-_FOUR = """
+FOUR = """
 #if defined(__CUDA_ARCH__)
     struct four {
         float c[4];
@@ -88,7 +88,7 @@ _INSIDE = """
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + _INSIDE
     + """
     const int* beyond = neighbours.data + 4 * tet;
@@ -142,7 +142,7 @@ def cross_four(
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + _CELL
     + """
 #if !defined(__CUDA_ARCH__)
@@ -158,7 +158,7 @@ def fetch_four(values: wp.array(dtype=wp.vec4), block: int, place: wp.vec3):
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + """
 #if !defined(__CUDA_ARCH__)
     __builtin_prefetch(maps.data + row);
@@ -173,7 +173,7 @@ def fetch_map(
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + _EXP
     + _CELL
     + _LOOK_UP
@@ -193,7 +193,7 @@ def shade_four(
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + _EXP
     + _CELL
     + _LOOK_UP
@@ -244,7 +244,7 @@ def pull_back_shade_four(
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + _INSIDE
     + """
     four middle = inside + rate * (0.5f * way);
@@ -326,7 +326,7 @@ def pull_back_cross_four(
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + _CELL
     + """
     const int* row = rows.data + (v - (const four*)values.data);
@@ -365,7 +365,7 @@ def pull_back_values_four(
 
 
 @wp.func_native(
-    _FOUR
+    FOUR
     + """
     int row = rows.data[i];
     ((four*)values.data)[i] = ((const four*)stored.data)[row < 0 ? absent : row];
@@ -379,73 +379,3 @@ def copy_four(
     i: int,
 ):
     """Sets value i to the row that it is a copy of, or to row `absent`."""
-
-
-@wp.func_native(
-    _FOUR
-    + """
-    const four* value = (const four*)values.data;
-    four weight = *(const four*)&strength;
-    auto add = [&](int to, four pull) {
-#if defined(__CUDA_ARCH__)
-        for (int c = 0; c < 4; ++c) atomicAdd((float*)(grad_values.data + to) + c, pull[c]);
-#else
-        *((four*)grad_values.data + to) += pull;
-#endif
-    };
-    for (int axis = 0; axis < 3; ++axis) {
-        int next = neighbours.data[3 * i + axis];
-        if (next < 0) continue;
-        four pull = value[i] - value[next];
-        for (int c = 0; c < 4; ++c) pull[c] *= weight[c];
-        add(i, pull);
-        add(next, pull * -1.0f);
-    }
-    """
-)
-def smooth_four(
-    neighbours: wp.array2d(dtype=wp.int32),
-    values: wp.array(dtype=wp.vec4),
-    strength: wp.vec4,
-    grad_values: wp.array(dtype=wp.vec4),
-    i: int,
-):
-    """Adds the gradient of strength / 2 * (difference to the next value along each axis)^2."""
-
-
-@wp.func_native(
-    _FOUR
-    + """
-    four* grad = (four*)grad_values.data + i;
-    four* value = (four*)values.data + i;
-    four* m = (four*)mean.data + i;
-    four* s = (four*)square.data + i;
-    four g = *grad;
-    four first = *m * 0.9f + g * 0.1f, second, moved;
-    for (int c = 0; c < 4; ++c) {
-        second[c] = 0.99f * (*s)[c] + 0.01f * g[c] * g[c];
-        float step = rate[c] * first[c] * mean_unbias / (sqrtf(second[c] * square_unbias) + 1e-8f);
-        float at = (*value)[c] - step;
-        at = at > lowest[c] ? at : lowest[c];
-        moved[c] = at < highest[c] ? at : highest[c];
-    }
-    *m = first;
-    *s = second;
-    *value = moved;
-    *grad = g * 0.0f;
-    """
-)
-def adam_four(
-    values: wp.array(dtype=wp.vec4),
-    grad_values: wp.array(dtype=wp.vec4),
-    mean: wp.array(dtype=wp.vec4),
-    square: wp.array(dtype=wp.vec4),
-    rate: wp.vec4,
-    mean_unbias: float,
-    square_unbias: float,
-    lowest: wp.vec4,
-    highest: wp.vec4,
-    i: int,
-):
-    """An Adam step of value i (betas 0.9 and 0.99), clamped to its range; then its gradient is
-    zero."""

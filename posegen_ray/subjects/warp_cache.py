@@ -20,7 +20,7 @@ import warp as wp
 from posegen_ray.assets import cache_folder
 from posegen_ray.errors import ResourceError
 
-_KERNELS = "posegen_ray.subjects.kernels"
+_KERNELS = "posegen_ray.subjects.march_kernels"
 
 
 def warp_folder() -> Path:

@@ -47,6 +47,13 @@ def test_a_place_at_the_skin_moves_with_it() -> None:
     np.testing.assert_allclose(weights, canonical.vertex_weights[::53], atol=0.02)
 
 
+def test_a_place_at_the_skin_looks_where_it_looks() -> None:
+    canonical = canonical_body(capsule_body(), SHAPE)
+    _, normals, _ = canonical.weights_and_normals(canonical.vertices[::53])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    assert (normals * canonical.vertex_normals[::53]).sum(1).min() > 0.96
+
+
 def test_far_in_front_of_the_legs_both_have_the_same_say() -> None:
     canonical = canonical_body(capsule_body(), SHAPE)
     height = 0.6  # between hips and knees

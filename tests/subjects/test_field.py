@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import warp as wp
 from bodies import capsule_body
 from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from posegen_ray.config import RegionConfig
+from posegen_ray.subjects import grid_kernels
 from posegen_ray.subjects.canonical import canonical_body
 from posegen_ray.subjects.field import ABSENT, Field, body_field, number
 from posegen_ray.subjects.render_reference import lookup
+from posegen_ray.subjects.warp_cache import prepare
 
 
 def _random_field(stream: torch.Generator, voxel: float = 1.0) -> Field:
@@ -80,6 +83,48 @@ def test_blocks_hold_the_vertices_of_their_cube() -> None:
         for offset in np.ndindex(4, 4, 4):
             vertex = tuple(float(3 * c + o) for c, o in zip(cube, offset, strict=True))
             assert int(block[offset]) == places.get(vertex, -1)
+
+
+def test_each_vertex_belongs_to_one_cube() -> None:
+    field = _random_field(torch.Generator().manual_seed(4))
+    cubes = torch.tensor(list(np.ndindex(3, 2, 2)))
+    rows = field.cube_rows(cubes)
+    assert sorted(rows[rows >= 0].tolist()) == list(range(len(field.values)))
+    blocks = field.block_rows(cubes).view(-1, 4, 4, 4)
+    assert torch.equal(rows, blocks[:, :3, :3, :3].flatten(1))
+
+
+def test_a_step_of_a_fit_is_adam_s_with_a_pull_towards_neighbours() -> None:
+    prepare("cpu", grid_kernels.__name__)
+    field = _random_field(torch.Generator().manual_seed(6))
+    theirs = field.values.clone().requires_grad_()
+    adam = torch.optim.Adam([theirs], lr=0.02, betas=(0.9, 0.99))
+    ours, mean, square = field.values.clone(), *torch.zeros(2, *field.values.shape)
+    grad, neighbours = torch.zeros_like(ours), field.neighbours()
+    strength = torch.tensor([0.3, 0.3, 0.3, 0.01])
+    arrays = [wp.from_torch(t, dtype=wp.vec4) for t in (ours, grad, mean, square)]
+    limits = wp.vec4(-1.0), wp.vec4(1.0)
+    for step in range(1, 6):
+        pull = torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
+        smooth = pull.mul(theirs).sum()
+        for axis in range(3):
+            here = neighbours[:, axis] >= 0
+            apart = theirs[here] - theirs[neighbours[here, axis].long()]
+            smooth = smooth + 0.5 * (strength * apart.square()).sum()
+        adam.zero_grad()
+        smooth.backward()
+        adam.step()
+        theirs.data.clamp_(-1, 1)
+
+        grad += pull
+        linked = wp.from_torch(neighbours, dtype=wp.int32)
+        pulled = [linked, arrays[0], wp.vec4(*strength.tolist()), arrays[1]]
+        wp.launch(grid_kernels.smooth, len(ours), pulled, device="cpu")
+        unbias = 1 / (1 - 0.9**step), 1 / (1 - 0.99**step)
+        moved = [*arrays, wp.vec4(0.02), *unbias, *limits]
+        wp.launch(grid_kernels.adam, len(ours), moved, device="cpu")
+        assert not grad.any()
+        torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-5)
 
 
 def test_the_first_field_is_dense_in_the_body_and_empty_outside() -> None:

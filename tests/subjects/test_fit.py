@@ -115,6 +115,9 @@ def test_two_thinned_frames_have_all_rays_of_one(capture: Capture) -> None:
     black, white = frame.thinned(0), frame.thinned(1)
     assert sorted([*black.view.row.tolist(), *white.view.row.tolist()]) == frame.view.row.tolist()
     assert abs(len(black.target) - len(white.target)) < 0.05 * len(frame.target)
+    rows = torch.tensor([SIZE * SIZE + 5, 7, 2 * SIZE * SIZE - 1])
+    pixels = torch.stack([capture.target(3), capture.target(1)]).view(-1, 4)[rows]
+    assert torch.equal(capture.targets([3, 1], rows), pixels)
     for part in (black, white):
         assert torch.equal(part.target, capture.target(0).view(-1, 4)[part.view.row])
         assert len(part.slopes) == len(part.target)

@@ -27,7 +27,7 @@ from posegen_ray.subjects.fit_voxels import VoxelFitter
 from posegen_ray.subjects.render_fused import to_camera_bones
 from posegen_ray.subjects.store import VoxelSubject
 
-CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
+CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120, ray_share=0.7)
 
 
 def bent() -> Tensor:  # [1, 24, 3, 4]

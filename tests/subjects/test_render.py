@@ -16,7 +16,10 @@ from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import RendererConfig
 from posegen_ray.errors import RenderError
 from posegen_ray.records import RenderRequest, lit
+from posegen_ray.subjects.deform import pose_normals, pose_vertices
+from posegen_ray.subjects.light import brightness
 from posegen_ray.subjects.render import Renderer, make_renderer
+from posegen_ray.subjects.render_fused import FusedModel, ray_slopes, to_camera_bones
 from posegen_ray.subjects.render_reference import ReferenceModel
 from posegen_ray.subjects.store import VoxelSubject
 
@@ -136,6 +139,46 @@ def _doubled(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _doubled(getattr(value, f.name)) for f in fields(value)})
     return type(value)(map(_doubled, value)) if isinstance(value, list | tuple) else value
+
+
+def test_the_gradient_of_the_field_agrees_with_the_reference(capsule_subject: VoxelSubject) -> None:
+    subject, request = capsule_subject, _request(batch=2, contact=True)
+    model = FusedModel(subject.lattice, subject.field, subject.light, RendererConfig(early_stop=0))
+    points = pose_vertices(model.lattice, to_camera_bones(request.camera, request.bones))
+    normals = pose_normals(model.lattice, request.bones)
+    view = model.find_rays(points, request.camera)
+    slopes, shade = ray_slopes(request.camera, view), brightness(model.light, normals)
+    rgba, samples = model.march_noting(view, slopes, shade)
+    weight = torch.randn(2 * 48 * 48, 4, generator=torch.Generator().manual_seed(0))
+    ours = torch.zeros_like(model.field.values)
+    model.pull_back_to_field(view, slopes, shade, rgba, samples, weight[view.row], ours)
+
+    lattice, field, light = _doubled((subject.lattice, subject.field, subject.light))
+    values = field.values.requires_grad_()
+    reference = ReferenceModel(lattice, field, light, RendererConfig(kind="reference"))
+    picture = reference.draw(*_doubled((request.bones, request.camera)))
+    (expected,) = torch.autograd.grad((picture.view(-1, 4) * weight.double()).sum(), values)
+    assert (expected != 0).any(1).float().mean() > 0.2
+    assert (ours - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_samples_that_found_no_room_are_not_lost(capsule_subject: VoxelSubject) -> None:
+    subject, request = capsule_subject, _request(batch=2)
+    parts = subject.lattice, subject.field, subject.light
+    found = []
+    for room in (0.1, 12.0):
+        model = FusedModel(*parts, RendererConfig())
+        model._samples_a_ray = room
+        bones = request.bones.clone().requires_grad_()
+        picture = model.draw(bones, request.camera)
+        assert torch.equal(
+            picture, FusedModel(*parts, RendererConfig()).draw(bones, request.camera)
+        )
+        picture.square().sum().backward()
+        found.append(bones.grad)
+    assert found[0] is not None
+    assert found[0].any()
+    assert torch.equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("contact", [False, True])
