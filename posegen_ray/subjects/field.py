@@ -24,7 +24,7 @@ from torch.nn.functional import pad
 
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import RegionConfig
-from posegen_ray.subjects import grid_kernels
+from posegen_ray.subjects import fit_kernels
 from posegen_ray.subjects.canonical import Bools, CanonicalBody, Floats, canonical_body
 from posegen_ray.subjects.warp_cache import prepare
 
@@ -166,17 +166,18 @@ def body_field(
     # only near the surface does a vertex's own distance matter; elsewhere its cube's will do, but
     # the region's rim is then no finer than cubes
     steep = np.abs(distance) < LOGIT_LIMIT * _INITIAL_SOFTNESS + reach
-    crossed = np.abs(distance) < reach
     grid = np.full(CUBE * count + 1, np.inf, np.float32)
-    exact, unsure = np.zeros((2, *grid.shape), bool)
+    exact = np.zeros(grid.shape, bool)
     for offset in np.ndindex(CUBE + 1, CUBE + 1, CUBE + 1):
         grid[tuple((CUBE * cubes[near] + offset).T)] = distance[near]
         exact[tuple((CUBE * cubes[near & steep] + offset).T)] = True
-        unsure[tuple((CUBE * cubes[near & crossed] + offset).T)] = True
-    exact &= ~unsure
-    grid[unsure] = _distance(surface, low + np.argwhere(unsure) * config.voxel, margin)
-    away = _distance(surface, low + np.argwhere(exact) * config.voxel, margin, signed=False)
-    grid[exact] = np.copysign(away, grid[exact])  # no surface passes through these cubes
+    places, of_cube = low + np.argwhere(exact) * config.voxel, grid[exact]
+    away = _distance(surface, places, margin, signed=False)
+    # on the other side of the surface than the cube's centre it would be farther from it than this
+    unsure = away + np.abs(of_cube) <= reach
+    away = np.copysign(away, of_cube)
+    away[unsure] = _distance(surface, places[unsure], margin)
+    grid[exact] = away
     wanted = np.isfinite(grid)
     distance = grid[wanted]
     inside = (distance < config.shell) & (distance > -config.inner)
@@ -194,7 +195,7 @@ def _distance(
     farthest: float,
     signed: bool = True,
 ) -> np.ndarray:  # [N] float32, negative inside
-    prepare("cpu", grid_kernels.__name__)
+    prepare("cpu", fit_kernels.__name__)
 
     mesh = wp.Mesh(
         wp.array(body.vertices.astype(np.float32), dtype=wp.vec3, device="cpu"),
@@ -204,7 +205,7 @@ def _distance(
     )
     distance = np.empty(len(places), np.float32)
     wp.launch(
-        grid_kernels.signed_distance,
+        fit_kernels.signed_distance,
         len(places),
         [
             mesh.id,

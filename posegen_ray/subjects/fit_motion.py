@@ -18,12 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import warp as wp
 from scipy.sparse import csr_matrix, eye
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from posegen_ray.body.camera import Camera, to_camera
+from posegen_ray.subjects import fit_kernels
 from posegen_ray.subjects.deform import Lattice, mean_of_neighbours
+from posegen_ray.subjects.render_fused import launch
+from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 _NEVER = 1e-8  # a bone with a smaller share than this never gets one
 _SPREAD = 4  # rounds in which a vertex's gradient is mixed with its neighbours'
@@ -45,7 +49,8 @@ class LatticeMotion(nn.Module):
         self, lattice: Lattice, weight_rate: float, shift_rate: float, turn_rate: float
     ) -> None:
         super().__init__()
-        self._lattice = lattice
+        self._lattice, self._device = lattice, lattice.weights.device
+        prepare(warp_device_name(self._device), fit_kernels.__name__)
         self._start = lattice.weights.clamp_min(_NEVER).log()
         self.logits = nn.Parameter(torch.zeros_like(lattice.weights))
         self.shifts = nn.Parameter(torch.zeros_like(lattice.rest))
@@ -69,7 +74,8 @@ class LatticeMotion(nn.Module):
         bones: Tensor,  # [B, 24, 3, 4]
         camera: Camera,
     ) -> tuple[Tensor, Tensor]:  # [B, V, 3] camera space, [B, V, 3] unit, world
-        """The posed vertices and their normals, differentiable in bones, camera and corrections.
+        """The posed vertices and their normals, differentiable in bones, camera and corrections;
+        but what weights and bones do to the normals is left out, which hardly matters to them.
 
         `pose_vertices` and `pose_normals`, in an order that makes gradients of the weights cheap: a
         tenth of the time.
@@ -78,7 +84,7 @@ class LatticeMotion(nn.Module):
         rows = bones.permute(0, 2, 3, 1).flatten(0, 2)  # [12 B, 24]
         blended = (rows @ lattice.weights.T).view(len(bones), 3, 4, -1)
         world = (blended[:, :, :3] * lattice.rest.T).sum(2) + blended[:, :, 3]
-        turned = (blended[:, :, :3] * lattice.normals.T).sum(2)
+        turned = (blended[:, :, :3].detach() * lattice.normals.T).sum(2)
         # torch's own norm over a middle dimension takes ten times as long
         length = turned.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
         return to_camera(camera, world.mT), (turned / length).mT
@@ -117,13 +123,18 @@ class LatticeMotion(nn.Module):
         self._optimiser.load_state_dict(state["moments"])
 
     @cached_property
-    def _mixing(self) -> csr_matrix:  # [V, V] half a vertex's own, half its neighbours' mean
+    def _mixing(self) -> list[Any]:  # [V, V] half a vertex's own, half its neighbours' mean
         mean = mean_of_neighbours(self._lattice.tets.cpu().numpy())
-        return csr_matrix(0.5 * mean + 0.5 * eye(mean.shape[0]), dtype=np.float32)
+        half = csr_matrix(0.5 * mean + 0.5 * eye(mean.shape[0]), dtype=np.float32)
+        parts = (torch.from_numpy(part) for part in (half.indptr, half.indices, half.data))
+        return [wp.from_torch(part.to(self._device).contiguous()) for part in parts]
 
-    def _spread(self, gradient: Tensor) -> Tensor:
-        # scipy's product takes a sixth of the time of torch's; a graphics card waits 10 ms for it
-        rows = gradient.cpu().numpy()
+    def _spread(self, gradient: Tensor) -> Tensor:  # [V, D]
+        width = gradient.shape[1]
+        rows = pad(gradient, (0, fit_kernels.WIDTH - width))
         for _ in range(_SPREAD):
-            rows = self._mixing @ rows
-        return torch.from_numpy(rows).to(gradient)
+            mixed = torch.empty_like(rows)
+            ends = wp.from_torch(rows), wp.from_torch(mixed)
+            launch(fit_kernels.mix, len(rows), [*self._mixing, *ends], self._device)
+            rows = mixed
+        return rows[:, :width]

@@ -18,7 +18,7 @@ from posegen_ray.body.camera import Camera, concatenate
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
-from posegen_ray.subjects import grid_kernels
+from posegen_ray.subjects import fit_kernels
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.carving import (
     RING,
@@ -247,7 +247,7 @@ class _FieldOptimiser:
         config: FitConfig,
         device: torch.device,
     ) -> None:
-        prepare(warp_device_name(device), grid_kernels.__name__)
+        prepare(warp_device_name(device), fit_kernels.__name__)
         self.model = FusedModel(
             lattice, field, light.clone(), RendererConfig(early_stop=_EARLY_STOP), device
         )
@@ -354,7 +354,7 @@ class _FieldOptimiser:
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
         smoothness = config.smoothness
         launch(
-            grid_kernels.smooth,
+            fit_kernels.smooth,
             len(self._grad),
             [
                 wp.from_torch(self._neighbours, dtype=wp.int32),
@@ -368,7 +368,7 @@ class _FieldOptimiser:
         self._since += 1
         colour, density = decay * config.colour_rate, decay * config.density_rate
         launch(
-            grid_kernels.adam,
+            fit_kernels.adam,
             len(self._grad),
             [
                 values,

@@ -12,7 +12,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.spatial import cKDTree
 
 from posegen_ray.config import RegionConfig
-from posegen_ray.subjects import grid_kernels
+from posegen_ray.subjects import fit_kernels
 from posegen_ray.subjects.canonical import canonical_body
 from posegen_ray.subjects.field import ABSENT, Field, body_field, number
 from posegen_ray.subjects.render_reference import lookup
@@ -95,7 +95,7 @@ def test_each_vertex_belongs_to_one_cube() -> None:
 
 
 def test_a_step_of_a_fit_is_adam_s_with_a_pull_towards_neighbours() -> None:
-    prepare("cpu", grid_kernels.__name__)
+    prepare("cpu", fit_kernels.__name__)
     field = _random_field(torch.Generator().manual_seed(6))
     theirs = field.values.clone().requires_grad_()
     adam = torch.optim.Adam([theirs], lr=0.02, betas=(0.9, 0.99))
@@ -119,10 +119,10 @@ def test_a_step_of_a_fit_is_adam_s_with_a_pull_towards_neighbours() -> None:
         grad += pull
         linked = wp.from_torch(neighbours, dtype=wp.int32)
         pulled = [linked, arrays[0], wp.vec4(*strength.tolist()), arrays[1]]
-        wp.launch(grid_kernels.smooth, len(ours), pulled, device="cpu")
+        wp.launch(fit_kernels.smooth, len(ours), pulled, device="cpu")
         unbias = 1 / (1 - 0.9**step), 1 / (1 - 0.99**step)
         moved = [*arrays, wp.vec4(0.02), *unbias, *limits]
-        wp.launch(grid_kernels.adam, len(ours), moved, device="cpu")
+        wp.launch(fit_kernels.adam, len(ours), moved, device="cpu")
         assert not grad.any()
         torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-5)
 

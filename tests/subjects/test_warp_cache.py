@@ -11,7 +11,7 @@ import pytest
 import warp as wp
 
 from posegen_ray.errors import ResourceError
-from posegen_ray.subjects import grid_kernels, lattice_kernels, march_kernels
+from posegen_ray.subjects import fit_kernels, lattice_kernels, march_kernels
 from posegen_ray.subjects.warp_cache import prepare
 
 # a process that loads a tiny kernel module, and says whether it had to compile it
@@ -75,6 +75,6 @@ def test_a_missing_device_is_named() -> None:
 def test_kernels_compile_for_a_gpu_where_there_is_none(tmp_path: Path) -> None:
     """CUDA's compiler comes with Warp; the C++ in `vector_kernels` has parts for it alone."""
     prepare()
-    for module in (lattice_kernels, march_kernels, grid_kernels):
+    for module in (lattice_kernels, march_kernels, fit_kernels):
         made = wp.compile_aot_module(module, arch=90, module_dir=tmp_path, use_ptx=True)
         assert ".target sm_90" in made[0].read_text()

@@ -1,6 +1,6 @@
-"""Warp kernels that build and fit a field.
+"""Warp kernels of fits: where a field begins, and the steps that field and motion take.
 
-One source for CPU and CUDA. Knows nothing of rays and lattices.
+One source for CPU and CUDA. Knows nothing of rays.
 """
 
 # mypy: disable-error-code="no-untyped-def,valid-type,empty-body,untyped-decorator"
@@ -10,6 +10,8 @@ import warp as wp
 from posegen_ray.subjects.vector_kernels import FOUR
 
 wp.set_module_options({"enable_backward": False})
+
+WIDTH = 32  # numbers of a row of `mix`
 
 
 @wp.kernel
@@ -138,3 +140,39 @@ def adam(
         highest,
         wp.tid(),
     )
+
+
+@wp.func_native(
+    FOUR
+    + f"""
+    constexpr int fours = {WIDTH // 4};
+    four sum[fours];
+    for (int k = 0; k < fours; ++k)
+        for (int c = 0; c < 4; ++c) sum[k][c] = 0.0f;
+    for (int e = first.data[i]; e < first.data[i + 1]; ++e) {{
+        const four* row = (const four*)(rows.data) + fours * other.data[e];
+        for (int k = 0; k < fours; ++k) sum[k] = sum[k] + row[k] * share.data[e];
+    }}
+    for (int k = 0; k < fours; ++k) ((four*)mixed.data)[fours * i + k] = sum[k];
+    """
+)
+def mix_fours(
+    first: wp.array(dtype=wp.int32),
+    other: wp.array(dtype=wp.int32),
+    share: wp.array(dtype=float),
+    rows: wp.array2d(dtype=float),
+    mixed: wp.array2d(dtype=float),
+    i: int,
+):
+    """Sets row i to a mixture of others."""
+
+
+@wp.kernel
+def mix(
+    first: wp.array(dtype=wp.int32),  # [V + 1] a sparse matrix by rows: where each begins,
+    other: wp.array(dtype=wp.int32),  # [E] its columns
+    share: wp.array(dtype=float),  # [E] and values
+    rows: wp.array2d(dtype=float),  # [V, WIDTH]
+    mixed: wp.array2d(dtype=float),  # [V, WIDTH] out: the product of the two
+):
+    mix_fours(first, other, share, rows, mixed, wp.tid())
