@@ -61,7 +61,7 @@ class FitConfig:
     """How a subject is fitted to a capture."""
 
     region: RegionConfig = field(default_factory=RegionConfig)
-    steps: int = 330  # optimiser steps
+    steps: int = 360  # optimiser steps
     pictures: int = 2  # training pictures that a step looks at
     ray_share: float = 1.0  # of a picture's rays, chosen at random
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
@@ -104,7 +104,7 @@ class FitConfig:
         require(
             self.steps >= 1 and self.pictures >= 1,
             f"fit.steps={self.steps} and fit.pictures={self.pictures} must be positive.",
-            "Defaults: 330 and 2.",
+            "Defaults: 360 and 2.",
         )
         require(
             0 < self.ray_share <= 1,
