@@ -29,6 +29,7 @@ from posegen_ray.jobs import FitPerson
 from posegen_ray.records import PoseBatch, RenderRequest
 from posegen_ray.seeding import torch_stream
 from posegen_ray.studio import Studio
+from posegen_ray.subjects import lattice_kernels, march_kernels
 from posegen_ray.subjects.anerf import SkeletonField, cast, composite, place_samples
 from posegen_ray.subjects.deform import pose_normals, pose_vertices
 from posegen_ray.subjects.light import brightness, towards_camera
@@ -80,7 +81,8 @@ def main(arguments: Sequence[str]) -> None:
         print(f"fitting {job.name}")
         job.run(lambda _: None)
     studio = Studio(config, ((job.name, str(job.folder)),))
-    prepare()
+    for module in (lattice_kernels, march_kernels):
+        prepare("cpu", module.__name__)
     before = resident_mb()
     subject = load_subject(job.folder)
     assert isinstance(subject, VoxelSubject)

@@ -63,7 +63,7 @@ class FitConfig:
     region: RegionConfig = field(default_factory=RegionConfig)
     steps: int = 360  # optimiser steps
     pictures: int = 2  # training pictures that a step looks at
-    ray_share: float = 1.0  # of a picture's rays, chosen at random
+    ray_share: float = 1.0  # of a picture's rays; less than all are chosen at random
     colour_rate: float = 0.03  # Adam step of colours (0 to 1)
     density_rate: float = 1.0  # Adam step of density logits
     smoothness: float = 2e-3  # weight of the difference between neighbouring cells

@@ -78,7 +78,7 @@ class Capture:
         indices: Sequence[int],
         row: Tensor,  # [N] into the B * H * W pixels of these frames
     ) -> Tensor:  # [N, 4] premultiplied
-        """Some pixels of some frames, on transparent ground, where `row` is."""
+        """Some pixels of some frames, on transparent ground, on the device of `row`."""
         frames = list(indices)
         colours = self.images[frames].to(row.device).flatten(0, 2)[row].float() / 255
         mask = self.masks[frames].to(row.device).flatten()[row, None].float() / 255

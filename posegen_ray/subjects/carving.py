@@ -30,7 +30,7 @@ _HULL = 0.6  # share of the pictures that must show the person somewhere in a cu
 _MAJORITY = 0.95  # share of votes above which a place starts as part of the person
 _MINORITY = 0.8  # share of votes below which it cannot become part of it
 _CERTAINTY = 20.0  # density logit per unit of share
-_NEAREST = 0.05  # metres; places nearer to the camera are taken as so far
+_NEAREST = 0.05  # metres; places nearer to the camera than this do not count as seen
 RING = 1  # vertices kept around what matters, for densities to fade in
 
 Item = TypeVar("Item")
@@ -94,7 +94,7 @@ def carve(
     for index in survey(training):
         camera, posed = capture.view(index, device), bones[index : index + 1].to(device)
         points = pose_vertices(lattice, to_camera_bones(camera, posed))[0]
-        votes += _seen(camera, capture.masks[index].to(device), field_places(lattice, points))
+        votes += seen(camera, capture.masks[index].to(device), field_places(lattice, points))
     rows = field.cube_rows(lattice.cubes.cpu())
     share = torch.empty(len(field.values))
     share[rows[rows >= 0]] = (votes[0] / votes[1].clamp_min(1e-6)).cpu()[rows >= 0]
@@ -105,7 +105,7 @@ def carve(
     return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
 
 
-def _seen(
+def seen(
     camera: Camera,  # one
     mask: Tensor,  # [H, W] uint8
     places: Tensor,  # [3, N, 27] camera space
@@ -118,7 +118,8 @@ def _seen(
     across = torch.stack(
         [places[0] * inverse * scale[0] + shift[0], places[1] * inverse * scale[1] + shift[1]], -1
     )
-    return grid_sample(picture[None], across[None], align_corners=False)[0]
+    share = grid_sample(picture[None], across[None], align_corners=False)[0]
+    return share * (places[2] > _NEAREST)
 
 
 def prune(
@@ -155,7 +156,7 @@ def frame_of(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> 
     camera = capture.view(index, model.device)
     posed = bones[index : index + 1].to(model.device)
     points = pose_vertices(model.lattice, to_camera_bones(camera, posed))
-    view = model.find_rays(points, camera)
+    view = model.find_rays(points, camera).kept()
     target = capture.targets([index], view.row)
     normals = pose_normals(model.lattice, posed)
     return Frame(view, ray_slopes(camera, view), normals, towards_camera(points, camera), target)

@@ -94,7 +94,8 @@ class LatticeMotion(nn.Module):
         """Follows the gradients that have come back, with rates of `decay` times their start."""
         parameters = list(self.parameters())
         widths = [parameter.shape[1] for parameter in parameters]
-        gradients = torch.cat([p.grad if p.grad is not None else 0 * p for p in parameters], 1)
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        gradients = torch.cat(found, 1)
         for parameter, group, rate, gradient in zip(
             parameters,
             self._optimiser.param_groups,

@@ -58,7 +58,7 @@ class VoxelFitter:
     """Looks for the field that looks like the training frames, the lattice that moves it, and the
     light.
 
-    Each step renders some rays of some training pictures, pulls the squared error that they have
+    Each step renders rays of some training pictures, pulls the squared error that they have
     before random backgrounds (against floaters) back to the field, and takes an Adam step. Part of
     the way through, twice, and at the end, empty places go, which makes every later rendering
     faster. From the first time on the fit also learns how cloth moves, and poses and cameras may be
@@ -335,7 +335,7 @@ class _FieldOptimiser:
         return error
 
     def _some(self, view: View, chance: torch.Generator) -> tuple[View, Tensor | slice]:
-        """A random share of the rays, and which they are [N] bool."""
+        """A random share of the rays, and which they are ([N] bool, or all)."""
         if self._config.ray_share == 1:
             return view, slice(None)
         draw = torch.rand(len(view.row), generator=chance, device=view.row.device)

@@ -6,11 +6,9 @@ there; the adjoint is written by hand. Knows nothing about torch.
 A face is named from inside by 4 * tetrahedron + the corner opposite it.
 """
 
-# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return"
 import warp as wp
 
-# fused multiply-adds keep the CPU compiler from working on four numbers at once
-wp.set_module_options({"enable_backward": False, "fuse_fp": True})
+wp.set_module_options({"enable_backward": False})
 
 LAYERS = 12  # entries kept per pixel
 LAYERS_CONSTANT = wp.constant(LAYERS)
@@ -18,6 +16,11 @@ EMPTY = wp.constant(wp.uint64(2**64 - 1))  # no entry: the largest key
 NEAR = wp.constant(0.05)  # metres; triangles nearer than this are not drawn
 FLAT = wp.constant(1.0e-9)  # cubic metres (six times the volume): a tetrahedron inside out
 HOLE = wp.constant(1.0e30)  # offset that marks such a tetrahedron
+
+
+@wp.func
+def head_of(row: wp.vec4):
+    return wp.vec3(row[0], row[1], row[2])
 
 
 # --- the lattice's faces -> sorted entries per pixel ----------------------------------------------
@@ -197,11 +200,6 @@ def rasterise_holes(
 
 
 # --- the adjoint --------------------------------------------------------------------------------
-
-
-@wp.func
-def head_of(row: wp.vec4):
-    return wp.vec3(row[0], row[1], row[2])
 
 
 @wp.func

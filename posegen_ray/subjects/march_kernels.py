@@ -33,7 +33,6 @@ Knows nothing about torch.
 
 # float(1.0) declares a variable that a loop may change; a bare 1.0 would be a constant to Warp
 # ruff: noqa: UP018, RUF046
-# mypy: disable-error-code="no-untyped-def,valid-type,no-any-return"
 import warp as wp
 
 from posegen_ray.subjects.lattice_kernels import EMPTY, LAYERS, head_of, is_hole
@@ -48,8 +47,7 @@ from posegen_ray.subjects.vector_kernels import (
     shade_four,
 )
 
-# fused multiply-adds keep the CPU compiler from working on four numbers at once
-wp.set_module_options({"enable_backward": False, "fuse_fp": True})
+wp.set_module_options({"enable_backward": False})
 
 LOW_HALF = wp.constant(wp.uint64(2**32 - 1))
 FAR = wp.constant(1.0e9)  # metres: a walk that is over
@@ -111,7 +109,6 @@ class Crossing:
     """A ray's way through one tetrahedron."""
 
     row: int  # where the tetrahedron's map begins
-    kind: int  # where its corners begin in `Posed.corners`
     block: int  # its cube's values
     enter: int  # corner opposite the face that the ray comes in by
     depth: float  # at which the ray comes in
@@ -154,14 +151,13 @@ def cross_tet(posed: Posed, image: int, face: int, slope: wp.vec2, depth: float)
     crossing.block = tet / 5
     crossing.enter = face % 4
     crossing.row = 4 * (image * posed.tets.shape[0] + tet)
-    crossing.kind = kind_of(posed, tet)
     crossing.depth = depth
     found = cross_four(
         posed.maps,
         crossing.row,
         posed.neighbours,
         posed.corners,
-        crossing.kind,
+        kind_of(posed, tet),
         posed.tets,
         tet,
         posed.brightness,

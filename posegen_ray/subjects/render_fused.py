@@ -27,10 +27,12 @@ from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
 from posegen_ray.subjects.light import brightness, changed_light, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
-_IMAGES_AT_ONCE = 16  # bounds the memory of maps and entries: 5 MB an image at 256 x 256
+# bounds the memory of maps, entries and samples: 10 MB an image at 256 x 256
+_IMAGES_AT_ONCE = 16
 _NEAR = 0.05  # metres; lattice_kernels.NEAR
-_SAMPLES_A_RAY = 12.0  # room for them to begin with, on an average
-_SAMPLE_SIZE = 11  # numbers of 4 bytes in a `march_kernels.Sample`
+_SAMPLES_A_RAY = 12.0  # room for them to begin with, on an average,
+_ROOM = 4096  # and so many more: a few rays say little about the average
+_SAMPLE_SIZE = wp.types.type_size_in_bytes(march_kernels.Sample) // 4  # its numbers of 4 bytes
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class View:
     centre: Tensor  # [N, 2] pixel centres
     pixel: Tensor  # [N] int32 row in `front`
     front: Tensor  # [P, LAYERS] int64: depth bits and face of each entry, -1: none
+
+    def kept(self) -> View:
+        """The same in less memory, to be kept: entries of nothing but the rays."""
+        numbers = torch.arange(len(self.pixel), dtype=torch.int32, device=self.pixel.device)
+        return replace(self, pixel=numbers, front=self.front[self.pixel.long()])
 
     def only(
         self,
@@ -211,7 +218,7 @@ class FusedModel:
         """The same, and what its adjoint needs."""
         rays, device = len(view.row), self.device
         while True:
-            room = int(self._samples_a_ray * rays)
+            room = _ROOM + int(self._samples_a_ray * rays)
             samples = Samples(
                 torch.empty(room, _SAMPLE_SIZE, dtype=torch.int32, device=device),
                 torch.empty(rays, dtype=torch.int32, device=device),
@@ -354,7 +361,7 @@ class FusedModel:
 
 
 class _March(torch.autograd.Function):
-    """`FusedModel.march` with its hand-written adjoint."""
+    """`FusedModel.march_noting` with its hand-written adjoint."""
 
     @staticmethod
     def forward(  # type: ignore[override]

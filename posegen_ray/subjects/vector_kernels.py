@@ -197,8 +197,6 @@ def shade_four(
     + _EXP
     + _CELL
     + _LOOK_UP
-    + """
-    """
     + _DENSITY
     + """
     wp::vec_t<10, float> out;

@@ -20,8 +20,6 @@ import warp as wp
 from posegen_ray.assets import cache_folder
 from posegen_ray.errors import ResourceError
 
-_KERNELS = "posegen_ray.subjects.march_kernels"
-
 
 def warp_folder() -> Path:
     """Where compiled kernels are kept: $WARP_CACHE_PATH, else `warp` in the project's cache."""
@@ -35,7 +33,7 @@ def warp_device_name(device: torch.device) -> str:
 
 
 @functools.cache
-def prepare(device: str = "cpu", module: str = _KERNELS) -> None:
+def prepare(device: str, module: str) -> None:
     """Initialises Warp quietly and loads (or compiles, behind a lock) a kernel module for a device.
 
     Args:

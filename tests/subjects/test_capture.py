@@ -63,6 +63,13 @@ def test_a_capture_survives_the_round_trip(capture: Capture, folder: Path) -> No
     assert loaded.sha256() == capture.sha256()
 
 
+def test_some_pixels_of_some_frames_are_those_of_whole_targets(capture: Capture) -> None:
+    frames = [2, 0]
+    whole = torch.stack([capture.target(index) for index in frames]).view(-1, 4)
+    rows = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[:50]
+    assert torch.equal(capture.targets(frames, rows), whole[rows])
+
+
 def test_the_hash_tells_captures_apart(capture: Capture) -> None:
     before = capture.sha256()
     capture.images[0, 0, 0, 0] ^= 1

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from posegen_ray.config import RegionConfig
 from posegen_ray.subjects import fit_kernels
 from posegen_ray.subjects.canonical import canonical_body
-from posegen_ray.subjects.field import ABSENT, Field, body_field, number
+from posegen_ray.subjects.field import ABSENT, Field, _distance, body_field, number
 from posegen_ray.subjects.render_reference import lookup
 from posegen_ray.subjects.warp_cache import prepare
 
@@ -155,6 +155,18 @@ def test_the_first_densities_follow_the_distance_to_the_surface() -> None:
     too_far = np.clip(distance / 0.004, 0, 8) - field.values[:, 3].abs().numpy()
     assert too_far.min() > -0.01
     assert too_far.max() < 0.8  # points are some 3 mm apart
+
+
+def test_the_first_densities_have_the_side_that_winding_numbers_say() -> None:
+    """Where no surface passes through a vertex's cube, its side is that of the cube's centre."""
+    body = capsule_body()
+    surface = canonical_body(body, torch.zeros(2))
+    for inner in (0.03, 0.2):
+        config = RegionConfig(shell=0.1, inner=inner, voxel=0.015)
+        field = body_field(body, torch.zeros(2), config)
+        sides = _distance(surface, field.positions().double().numpy(), 1.0)
+        clear = np.abs(sides) > 1e-4
+        assert ((field.values[:, 3].numpy() < 0) == (sides > 0))[clear].all()
 
 
 def test_nothing_is_solid_in_the_air_between_the_legs() -> None:

@@ -14,13 +14,15 @@ import pytest
 import torch
 from bodies import capsule_body, capture_of, painted_subject, shining
 from PIL import Image
+from torch.nn.functional import max_pool2d
 
+from posegen_ray.body.camera import Camera
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig, RendererConfig
 from posegen_ray.errors import DataError, ResourceError
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.carving import carve, frame_of, prune, visual_hull
+from posegen_ray.subjects.carving import carve, frame_of, prune, seen, visual_hull
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import FitProgress, fit_subject
 from posegen_ray.subjects.fit_voxels import VoxelFitter, squared_error
@@ -115,9 +117,6 @@ def test_two_thinned_frames_have_all_rays_of_one(capture: Capture) -> None:
     black, white = frame.thinned(0), frame.thinned(1)
     assert sorted([*black.view.row.tolist(), *white.view.row.tolist()]) == frame.view.row.tolist()
     assert abs(len(black.target) - len(white.target)) < 0.05 * len(frame.target)
-    rows = torch.tensor([SIZE * SIZE + 5, 7, 2 * SIZE * SIZE - 1])
-    pixels = torch.stack([capture.target(3), capture.target(1)]).view(-1, 4)[rows]
-    assert torch.equal(capture.targets([3, 1], rows), pixels)
     for part in (black, white):
         assert torch.equal(part.target, capture.target(0).view(-1, 4)[part.view.row])
         assert len(part.slopes) == len(part.target)
@@ -132,6 +131,44 @@ def test_carving_keeps_the_person_and_drops_the_air(capture: Capture) -> None:
     # every place inside the body is still there
     inside = field.values[:, 3] > 0
     assert int((carved.values[:, 3] > 0).sum()) >= int(inside.sum())
+
+
+def test_carving_keeps_what_the_masks_show_outside_the_body(capture: Capture) -> None:
+    body = capsule_body()
+    bones = body(capture.poses.rotations, torch.zeros(1, 2)).bones
+    field = body_field(body, capture.shape, replace(CONFIG.region, shell=0.09))
+    masks = capture.masks.float()[:, None]
+    wider = replace(capture, masks=max_pool2d(masks, 5, stride=1, padding=2)[:, 0].byte())
+    kept = []
+    for shown in (capture, wider):
+        carved = carve(shown, body, bones, field, list(range(FRAMES)))
+        outside = field.stored & carved.stored
+        outside[field.stored] &= field.values[:, 3] < 0
+        kept.append(int(outside.sum()))
+    assert kept[1] > 1.3 * kept[0] > 0
+
+
+def test_places_are_seen_where_the_mask_is() -> None:
+    """At the middle of a pixel, its mask; beside the picture and behind the camera, nothing."""
+    mask = torch.randint(0, 256, (8, 10), generator=torch.Generator().manual_seed(0)).byte()
+    camera = Camera(
+        torch.eye(3)[None],
+        torch.zeros(1, 3),
+        torch.tensor([20.0]),
+        torch.tensor([[4.2, 3.5]]),
+        8,
+        10,
+    )
+    row, column = torch.meshgrid(torch.arange(8), torch.arange(10), indexing="ij")
+    depth = 1.0 + torch.rand(8, 10, generator=torch.Generator().manual_seed(1))
+    x, y = ((column + 0.5 - 4.2) / 20 * depth, (row + 0.5 - 3.5) / 20 * depth)
+    places = torch.stack([x, y, depth])
+    on_mask, in_picture = seen(camera, mask, places)
+    torch.testing.assert_close(on_mask, mask / 255, rtol=0, atol=1e-4)
+    torch.testing.assert_close(in_picture, torch.ones(8, 10), rtol=0, atol=1e-4)
+    assert not seen(camera, mask, -places).any()
+    beside = torch.tensor([1.0, 0.0, 0.0])[:, None, None]
+    assert not seen(camera, mask, places + beside).any()
 
 
 def test_the_visual_hull_keeps_the_person_and_drops_the_air(capture: Capture) -> None:

@@ -82,6 +82,17 @@ def test_a_step_moves_vertices_towards_where_they_belong() -> None:
     assert after[~legs].mean() < 1e-3
 
 
+def test_gradients_are_mixed_with_neighbours_in_four_rounds() -> None:
+    lattice = painted_subject().lattice
+    mean = mean_of_neighbours(lattice.tets.numpy())
+    gradient = torch.randn(len(lattice.rest), 30, generator=torch.Generator().manual_seed(0))
+    expected = gradient.double().numpy()
+    for _ in range(4):
+        expected = 0.5 * expected + 0.5 * (mean @ expected)
+    ours = LatticeMotion(lattice, 0.1, 0.01, 0.1)._spread(gradient)
+    torch.testing.assert_close(ours, torch.from_numpy(expected).float(), rtol=0, atol=1e-5)
+
+
 def test_no_rate_no_correction() -> None:
     lattice = painted_subject().lattice
     motion = LatticeMotion(lattice, 0.0, 0.0, 0.0)

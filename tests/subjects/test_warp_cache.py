@@ -63,18 +63,18 @@ def test_a_cache_that_cannot_be_written_is_named(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("WARP_CACHE_PATH", str(tmp_path / "file" / "warp"))
     with pytest.raises(ResourceError, match="cannot be written"):
-        prepare.__wrapped__()
+        prepare.__wrapped__("cpu", march_kernels.__name__)
 
 
 def test_a_missing_device_is_named() -> None:
     with pytest.raises(ResourceError, match="cuda:99"):
-        prepare("cuda:99")
+        prepare("cuda:99", march_kernels.__name__)
 
 
 @pytest.mark.skipif(not wp.get_cuda_supported_archs(), reason="Warp came without CUDA's compiler")
 def test_kernels_compile_for_a_gpu_where_there_is_none(tmp_path: Path) -> None:
     """CUDA's compiler comes with Warp; the C++ in `vector_kernels` has parts for it alone."""
-    prepare()
+    prepare("cpu", march_kernels.__name__)  # initialises Warp
     for module in (lattice_kernels, march_kernels, fit_kernels):
         made = wp.compile_aot_module(module, arch=90, module_dir=tmp_path, use_ptx=True)
         assert ".target sm_90" in made[0].read_text()
