@@ -108,7 +108,7 @@ class Lattice:
         """How many cubes are of even parity; they come first."""
         return int((self.cubes.sum(1) % 2 == 0).sum())
 
-    @property
+    @cached_property
     def corners(self) -> Tensor:  # [N, 8] int64
         """The vertex at each corner of each cube."""
         odd = (self.cubes.sum(1) % 2).long()
