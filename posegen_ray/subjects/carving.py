@@ -13,14 +13,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, max_pool2d
+from torch.nn.functional import grid_sample, max_pool2d, pad
 
 from posegen_ray.body.camera import Camera, project, to_camera
 from posegen_ray.body.model import BodyModel, skin
 from posegen_ray.config import RegionConfig
-from posegen_ray.subjects.canonical import Bools, Floats, canonical_body
+from posegen_ray.subjects.canonical import Bools, CanonicalBody, Floats, canonical_body
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.deform import build_lattice, field_places, pose_normals, pose_vertices
+from posegen_ray.subjects.deform import pose_normals, pose_vertices
 from posegen_ray.subjects.field import CUBE, EMPTY, Field, widened
 from posegen_ray.subjects.light import towards_camera
 from posegen_ray.subjects.render_fused import FusedModel, View, ray_slopes, to_camera_bones
@@ -38,7 +38,8 @@ Item = TypeVar("Item")
 
 def survey(frames: Sequence[Item]) -> Sequence[Item]:
     """Some of the frames, evenly."""
-    return frames[:: max(1, len(frames) // _SURVEY)]
+    count = min(_SURVEY, len(frames))
+    return [frames[number * len(frames) // count] for number in range(count)]
 
 
 def visual_hull(
@@ -89,20 +90,50 @@ def carve(
     """Starts the densities from the masks: what most pictures of a place call person is person.
     A place inside the body needs no votes. Cells without a chance go.
     """
-    lattice = build_lattice(body, capture.shape, field).to(device)
-    votes = torch.zeros(2, len(lattice.cubes), CUBE**3, device=device)
+    body_logit = field.values[:, 3]
+    cubes = field.cubes(body_logit <= 0)
+    moving = MovingCubes(canonical_body(body, capture.shape), field, cubes, device)
+    votes = torch.zeros(2, len(cubes), CUBE**3, device=device)
     for index in survey(training):
         camera, posed = capture.view(index, device), bones[index : index + 1].to(device)
-        points = pose_vertices(lattice, to_camera_bones(camera, posed))[0]
-        votes += seen(camera, capture.masks[index].to(device), field_places(lattice, points))
-    rows = field.cube_rows(lattice.cubes.cpu())
-    share = torch.empty(len(field.values))
+        places = moving.vertices(to_camera_bones(camera, posed)[0])
+        votes += seen(camera, capture.masks[index].to(device), places)
+    rows = field.cube_rows(cubes)
+    share = torch.zeros(len(field.values))
     share[rows[rows >= 0]] = (votes[0] / votes[1].clamp_min(1e-6)).cpu()[rows >= 0]
-    body_logit = field.values[:, 3]
     voted = ((share - _MAJORITY) * _CERTAINTY).clamp(EMPTY + 1, 2.0)
     values = field.values.clone()
     values[:, 3] = torch.where(body_logit > 0, body_logit.clamp_max(4.0), voted)
     return prune(replace(field, values=values), (share > _MINORITY) | (body_logit > 0))
+
+
+class MovingCubes:
+    """Cubes of a field that the body takes along: each moves, whole, as its middle does."""
+
+    def __init__(
+        self,
+        surface: CanonicalBody,
+        field: Field,
+        cubes: Tensor,  # [N, 3] int
+        device: torch.device | str = "cpu",
+    ) -> None:
+        middle = np.array(field.low) + (CUBE * cubes.numpy() + CUBE // 2) * field.voxel
+        weights, _ = surface.weights(middle)
+        # it, and the next vertices along the axes
+        places = middle[:, None] + field.voxel * np.eye(4, 3, -1)
+        rest = surface.to_rest(places.reshape(-1, 3), weights.repeat(4, 0)).reshape(-1, 4, 3)
+        corners = pad(torch.from_numpy(rest), (0, 1), value=1.0).mT  # [N, 4, 4] in columns
+        step = torch.tensor(list(np.ndindex(CUBE, CUBE, CUBE))).double().T - CUBE // 2
+        shares = torch.cat([1 - step.sum(0, keepdim=True), step])  # [4, 27]
+        self._weights = torch.from_numpy(weights).float().to(device)
+        self._rest, self._shares = corners.float().to(device), shares.float().to(device)
+
+    def vertices(
+        self,
+        bones: Tensor,  # [24, 3, 4]
+    ) -> Tensor:  # [3, N, 27] where bones lead; see `Field.cube_rows`
+        blended = (self._weights @ bones.flatten(1)).unflatten(1, (3, 4))
+        return ((blended @ self._rest) @ self._shares).transpose(0, 1)
 
 
 def seen(
@@ -156,7 +187,7 @@ def frame_of(model: FusedModel, capture: Capture, bones: Tensor, index: int) -> 
     camera = capture.view(index, model.device)
     posed = bones[index : index + 1].to(model.device)
     points = pose_vertices(model.lattice, to_camera_bones(camera, posed))
-    view = model.find_rays(points, camera).kept()
+    view = model.find_rays(points, camera)
     target = capture.targets([index], view.row)
     normals = pose_normals(model.lattice, posed)
     return Frame(view, ray_slopes(camera, view), normals, towards_camera(points, camera), target)

@@ -83,6 +83,16 @@ class Field:
         """Rows of the vertices of each block: neighbours share those on the face between them."""
         return self._rows(cubes, CUBE + 1)
 
+    def cubes(
+        self,
+        chosen: Tensor,  # [M] bool
+    ) -> Tensor:  # [N, 3] int64
+        """The cubes that the chosen vertices belong to; see `cube_rows`."""
+        places = self.stored.nonzero()[chosen] // CUBE
+        filled = torch.zeros([-(-n // CUBE) for n in self.index.shape], dtype=torch.bool)
+        filled[tuple(places.T)] = True
+        return filled.nonzero()
+
     def cube_rows(
         self,
         cubes: Tensor,  # [N, 3] int
@@ -116,8 +126,8 @@ def number(
     stored: Tensor,  # [X, Y, Z] bool
 ) -> Tensor:  # [X, Y, Z] int32
     """Numbers the vertices of a field; see `Field.index`."""
-    rows = (stored.flatten().cumsum(0) - 1).view(stored.shape)
-    return torch.where(stored, rows, -1).int().contiguous()
+    rows = stored.flatten().cumsum(0, dtype=torch.int32).view(stored.shape) - 1
+    return torch.where(stored, rows, -1)
 
 
 def widened(

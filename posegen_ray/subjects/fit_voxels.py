@@ -79,7 +79,7 @@ class VoxelFitter:
         self._training = (~capture.held_out).nonzero()[:, 0].tolist()
         self._bones = capture.bones(body)
         self._first_pruning = max(1, round(config.prune_at * config.steps))
-        self._second_pruning = round(_PRUNE_AGAIN_AT * config.steps)
+        self._second_pruning = max(self._first_pruning, round(_PRUNE_AGAIN_AT * config.steps))
         self._motion: LatticeMotion | None = None
         self._corrections: FrameCorrections | None = None
         if config.refine_rate > 0:
@@ -92,18 +92,12 @@ class VoxelFitter:
     def _begin(self, lattice: Lattice, field: Field, light: Tensor, moving: bool = False) -> None:
         config, outside = self._config, _outside(self._start, field)
         self._optimiser = _FieldOptimiser(lattice, field, light, outside, config, self._device)
-        self._frames: dict[int, Frame] = {}  # as the body alone moves; made when needed
         if moving:
             rates = (config.weight_rate, config.shift_rate, config.turn_rate)
             self._motion = LatticeMotion(self._optimiser.model.lattice, *rates)
 
     def step(self) -> float:
-        if self.done == self._first_pruning and self._motion is None:
-            frames = [self._frame(index) for index in survey(self._training)]
-            field = prune(self._optimiser.field(), _shown(self._optimiser.model, frames))
-            lattice = build_lattice(self._body, self._capture.shape, field)
-            self._begin(lattice, field, self._optimiser.light(), moving=True)
-        elif self.done == self._second_pruning and self._motion is not None:
+        if self.done in (self._first_pruning, self._second_pruning):
             lattice, field = self._restricted(self._believed())
             self._begin(lattice, field, self._optimiser.light(), moving=True)
         optimiser = self._optimiser
@@ -111,7 +105,9 @@ class VoxelFitter:
         decay = _FINAL_RATE ** (self.done / self.total)
         indices = self._next()
         if self._motion is None:
-            error = optimiser.look([self._frame(index) for index in indices], chance)
+            model = optimiser.model
+            frames = [frame_of(model, self._capture, self._bones, index) for index in indices]
+            error = optimiser.look([frame.thinned(self.done) for frame in frames], chance)
         else:
             error = optimiser.look_in_motion(self._take(indices), self._motion, chance)
         optimiser.move(decay)
@@ -131,12 +127,6 @@ class VoxelFitter:
             order = numpy_stream(self._seed, "fit", "order", lap).permutation(self._training)
             indices.append(int(order[place]))
         return indices
-
-    def _frame(self, index: int) -> Frame:
-        if index not in self._frames:
-            model = self._optimiser.model
-            self._frames[index] = frame_of(model, self._capture, self._bones, index)
-        return self._frames[index]
 
     def _take(self, indices: list[int]) -> Take:
         """Frames as they are now believed to be."""

@@ -48,11 +48,6 @@ class View:
     pixel: Tensor  # [N] int32 row in `front`
     front: Tensor  # [P, LAYERS] int64: depth bits and face of each entry, -1: none
 
-    def kept(self) -> View:
-        """The same in less memory, to be kept: entries of nothing but the rays."""
-        numbers = torch.arange(len(self.pixel), dtype=torch.int32, device=self.pixel.device)
-        return replace(self, pixel=numbers, front=self.front[self.pixel.long()])
-
     def only(
         self,
         chosen: Tensor,  # [N] bool
