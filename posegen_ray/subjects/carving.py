@@ -133,7 +133,8 @@ class MovingCubes:
         bones: Tensor,  # [24, 3, 4]
     ) -> Tensor:  # [3, N, 27] where bones lead; see `Field.cube_rows`
         blended = (self._weights @ bones.flatten(1)).unflatten(1, (3, 4))
-        return ((blended @ self._rest) @ self._shares).transpose(0, 1)
+        moved: Tensor = blended @ self._rest @ self._shares
+        return moved.transpose(0, 1)
 
 
 def seen(

@@ -60,23 +60,6 @@ PATTERNS = _patterns()
 PATTERN_PLACES = CUBE * _CORNERS[PATTERNS]  # [2, 5, 4, 3] in cells from the cube's low corner
 
 
-def _vertex_shares() -> Tensor:  # [2, 27, 8]
-    """What field vertices at the low end of a cube, even or odd, take of its corners: barycentric
-    coordinates in the tetrahedron that they lie in; z fastest."""
-    places = np.array(list(np.ndindex(CUBE, CUBE, CUBE)))
-    shares = np.zeros((2, len(places), 8))
-    for odd, corners in enumerate(PATTERN_PLACES):  # [5, 4, 3]
-        sides = (corners[:, 1:] - corners[:, :1]).swapaxes(1, 2)
-        last = np.linalg.solve(sides, (places - corners[:, :1]).swapaxes(1, 2)).swapaxes(1, 2)
-        inside = np.concatenate([1 - last.sum(2, keepdims=True), last], 2)  # [5, 27, 4]
-        holder, row = inside.min(2).argmax(0), np.arange(len(places))
-        shares[odd, row[:, None], PATTERNS[odd, holder]] = inside[holder, row]
-    return torch.from_numpy(shares).float()
-
-
-_VERTEX_SHARES = _vertex_shares()
-
-
 @dataclass(frozen=True)
 class Lattice:
     """Tetrahedra with skinning weights at their corners."""
@@ -107,14 +90,6 @@ class Lattice:
     def even(self) -> int:
         """How many cubes are of even parity; they come first."""
         return int((self.cubes.sum(1) % 2 == 0).sum())
-
-    @cached_property
-    def corners(self) -> Tensor:  # [N, 8] int64
-        """The vertex at each corner of each cube."""
-        odd = (self.cubes.sum(1) % 2).long()
-        patterns = torch.from_numpy(PATTERNS).to(odd.device)[odd].flatten(1)
-        corners = torch.empty(len(odd), 8, dtype=torch.int64, device=odd.device)
-        return corners.scatter_(1, patterns, self.tets.long().view(len(odd), -1))
 
     @property
     def boundary(self) -> Tensor:  # [F, 4] int32
@@ -167,16 +142,6 @@ def _blend(
         if places.requires_grad:  # a product of two transposed matrices takes four times as long
             places.register_hook(Tensor.contiguous)
     return torch.stack([places.T for places in moved])
-
-
-def field_places(
-    lattice: Lattice,
-    points: Tensor,  # [V, 3] where the lattice's vertices are
-) -> Tensor:  # [3, N, 27]
-    """Where the field's vertices are then; see `Field.cube_rows`."""
-    corners = points.T[:, lattice.corners]
-    even, odd = _VERTEX_SHARES.to(points.device).mT
-    return torch.cat([corners[:, : lattice.even] @ even, corners[:, lattice.even :] @ odd], 1)
 
 
 def build_lattice(

@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix, eye
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from posegen_ray.body.camera import Camera, to_camera
+from posegen_ray.body.camera import Camera
 from posegen_ray.subjects import fit_kernels
 from posegen_ray.subjects.deform import Lattice, mean_of_neighbours
 from posegen_ray.subjects.render_fused import launch
@@ -81,13 +81,17 @@ class LatticeMotion(nn.Module):
         tenth of the time.
         """
         lattice = self.lattice()
+        rest, normals = lattice.rest.T.contiguous(), lattice.normals.T.contiguous()
         rows = bones.permute(0, 2, 3, 1).flatten(0, 2)  # [12 B, 24]
         blended = (rows @ lattice.weights.T).view(len(bones), 3, 4, -1)
-        world = (blended[:, :, :3] * lattice.rest.T).sum(2) + blended[:, :, 3]
-        turned = (blended[:, :, :3].detach() * lattice.normals.T).sum(2)
+        turn, shift = blended.split((3, 1), 2)
+        world = (turn * rest).sum(2) + shift[:, :, 0]  # [B, 3, V]
+        turned = (turn.detach() * normals).sum(2)
         # torch's own norm over a middle dimension takes ten times as long
         length = turned.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
-        return to_camera(camera, world.mT), (turned / length).mT
+        # as `to_camera`, but by columns: half the time, with the way back
+        points = camera.rotation @ world + camera.translation[..., None]
+        return points.mT, (turned / length).mT
 
     @torch.no_grad()
     def step(self, decay: float) -> None:

@@ -40,6 +40,7 @@ from posegen_ray.subjects.vector_kernels import (
     copy_four,
     cross_four,
     fetch_four,
+    fetch_gradient,
     fetch_map,
     pull_back_cross_four,
     pull_back_shade_four,
@@ -309,12 +310,11 @@ def march_backward(
         tet = sample.row / 4 - image * posed.tets.shape[0]
         if sample.before >= 0:
             following = samples[sample.before]
-            fetch_four(
-                blocks.values,
-                (following.row / 4 - image * posed.tets.shape[0]) / 5,
-                following.place,
-            )
+            block = (following.row / 4 - image * posed.tets.shape[0]) / 5
+            fetch_four(blocks.values, block, following.place)
             fetch_map(posed.maps, following.row, to_pose, grad_maps)
+            if to_field == 1:
+                fetch_gradient(blocks.values, blocks.rows, grad_values, block, following.place)
         pull = pull_back_shade_four(
             blocks.values,
             tet / 5,

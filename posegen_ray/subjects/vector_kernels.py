@@ -174,6 +174,30 @@ def fetch_map(
 
 @wp.func_native(
     FOUR
+    + _CELL
+    + """
+#if !defined(__CUDA_ARCH__)
+    const int* row = rows.data + (v - (const four*)values.data);
+    // of two neighbours along z, the second one's row is the next
+    __builtin_prefetch(grad_values.data + row[0]);
+    __builtin_prefetch(grad_values.data + row[4]);
+    __builtin_prefetch(grad_values.data + row[16]);
+    __builtin_prefetch(grad_values.data + row[20]);
+#endif
+    """
+)
+def fetch_gradient(
+    values: wp.array(dtype=wp.vec4),
+    rows: wp.array(dtype=wp.int32),
+    grad_values: wp.array(dtype=wp.vec4),
+    block: int,
+    place: wp.vec3,
+):
+    """The same for what `pull_back_values_four` will add to."""
+
+
+@wp.func_native(
+    FOUR
     + _EXP
     + _CELL
     + _LOOK_UP

@@ -18,7 +18,6 @@ from posegen_ray.subjects.deform import (
     PATTERN_PLACES,
     Lattice,
     build_lattice,
-    field_places,
     pose_vertices,
 )
 from posegen_ray.subjects.field import CUBE, Field, body_field
@@ -95,34 +94,6 @@ def test_tetrahedra_lie_in_their_cubes_as_the_patterns_say() -> None:
     places = places + CUBE * lattice.cubes[:, None, None]
     expected = places.flatten(0, 1) * VOXEL + torch.tensor(field.low)
     torch.testing.assert_close(lattice.canonical[lattice.tets.long()], expected.float())
-
-
-def test_the_field_s_vertices_go_where_their_tetrahedra_go() -> None:
-    """Compared with each vertex's own tetrahedron, looked for among all, in a bent body."""
-    field = _field(shell=0.06)
-    lattice = _lattice(field)
-    rows = field.cube_rows(lattice.cubes)
-    stored = rows >= 0
-    assert sorted(rows[stored].tolist()) == list(range(len(field.values)))
-    rest = field_places(lattice, lattice.canonical)[:, stored].T
-    torch.testing.assert_close(rest, field.positions()[rows[stored].long()], rtol=0, atol=1e-5)
-
-    angles = torch.zeros(1, 24, 3)
-    angles[0, JOINT["left_knee"], 0], angles[0, JOINT["right_shoulder"], 2] = 1.0, -0.7
-    points = pose_vertices(
-        lattice, capsule_body()(from_axis_angle(angles), torch.zeros(1, 2)).bones
-    )
-    moved = field_places(lattice, points[0])[:, stored].T.double()
-    cube_of = torch.arange(len(rows))[:, None].expand_as(rows)[stored]
-    for vertex in range(0, len(moved), 311):
-        tets = lattice.tets.view(-1, 5, 4)[cube_of[vertex]].long()  # of the vertex's own cube
-        before, after = lattice.canonical[tets].double(), points[0][tets].double()
-        sides = (before[:, 1:] - before[:, :1]).mT
-        last = torch.linalg.solve(sides, (rest[vertex].double() - before[:, 0])[..., None])[..., 0]
-        share = torch.cat([1 - last.sum(1, keepdim=True), last], 1)
-        holder = int(share.amin(1).argmax())
-        assert share[holder].min() > -1e-4
-        torch.testing.assert_close(moved[vertex], share[holder] @ after[holder], rtol=0, atol=1e-5)
 
 
 def _sides(lattice: Lattice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,6 +87,10 @@ def test_blocks_hold_the_vertices_of_their_cube() -> None:
 
 def test_each_vertex_belongs_to_one_cube() -> None:
     field = _random_field(torch.Generator().manual_seed(4))
+    chosen = torch.zeros(len(field.values), dtype=torch.bool)
+    chosen[[3, 4, -1]] = True
+    places = field.stored.nonzero()[chosen] // 3
+    assert field.cubes(chosen).tolist() == places.unique(dim=0).tolist()
     cubes = torch.tensor(list(np.ndindex(3, 2, 2)))
     rows = field.cube_rows(cubes)
     assert sorted(rows[rows >= 0].tolist()) == list(range(len(field.values)))

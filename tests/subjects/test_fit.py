@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ from PIL import Image
 from torch.nn.functional import max_pool2d
 
 from posegen_ray.body.camera import Camera
+from posegen_ray.body.model import skin
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig, RendererConfig
 from posegen_ray.errors import DataError, ResourceError
+from posegen_ray.subjects.canonical import canonical_body
 from posegen_ray.subjects.capture import Capture
-from posegen_ray.subjects.carving import carve, frame_of, prune, seen, visual_hull
+from posegen_ray.subjects.carving import (
+    MovingCubes,
+    carve,
+    frame_of,
+    prune,
+    seen,
+    survey,
+    visual_hull,
+)
 from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import FitProgress, fit_subject
 from posegen_ray.subjects.fit_voxels import VoxelFitter, squared_error
@@ -146,6 +157,37 @@ def test_carving_keeps_what_the_masks_show_outside_the_body(capture: Capture) ->
         outside[field.stored] &= field.values[:, 3] < 0
         kept.append(int(outside.sum()))
     assert kept[1] > 1.3 * kept[0] > 0
+
+
+def test_cubes_move_as_skinning_moves_their_vertices() -> None:
+    body, shape = capsule_body(), torch.zeros(2)
+    surface = canonical_body(body, shape)
+    field = body_field(body, shape, replace(CONFIG.region, shell=0.06))
+    cubes = field.cubes(field.values[:, 3] <= 0)
+    rows = field.cube_rows(cubes)
+    moving, stored = MovingCubes(surface, field, cubes), rows >= 0
+    canonical = moving.vertices(torch.from_numpy(surface.bones).float())
+    places = field.positions()[rows[stored].long()]
+    torch.testing.assert_close(canonical[:, stored].T, places, rtol=0, atol=1e-5)
+
+    angles = torch.zeros(1, 24, 3)
+    angles[0, JOINT["left_knee"], 0], angles[0, JOINT["right_shoulder"], 2] = 1.0, -0.7
+    bones = body(from_axis_angle(angles), shape[None]).bones
+    middle = torch.tensor(field.low) + (3 * cubes + 1) * field.voxel
+    weights, _ = surface.weights(middle.double().numpy())
+    weights = weights[np.arange(len(cubes))[:, None].repeat(27, 1)[stored.numpy()]]
+    rest = torch.from_numpy(surface.to_rest(places.double().numpy(), weights))
+    expected = skin(rest[None].float(), torch.from_numpy(weights).float(), bones)[0]
+    moved = moving.vertices(bones[0])[:, stored].T
+    assert (moved - places).norm(dim=1).max() > 0.2
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+
+
+def test_a_survey_is_spread_over_all_frames() -> None:
+    assert survey(range(5)) == [0, 1, 2, 3, 4]
+    chosen = survey(range(116))
+    assert (len(chosen), chosen[0]) == (24, 0)
+    assert {b - a for a, b in pairwise([*chosen, 116])} == {4, 5}
 
 
 def test_places_are_seen_where_the_mask_is() -> None:
