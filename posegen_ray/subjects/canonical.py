@@ -28,7 +28,7 @@ LEGS_APART = 0.2  # radians: how far each leg is turned outwards at the hip
 _NEIGHBOURHOOD = 6  # vertices that give a place near the body its weights
 _TIGHT, _LOOSE = 0.015, 0.035  # metres: nearer than this moves with the skin; farther is loose
 _REACH = 0.3  # of the distance to the body: how widely loose cloth averages over it
-_SPARSE = 400  # vertices that stand for all in such an average
+_EVERY = 16  # of the vertices stands for its neighbourhood in such an average
 _PLACES_AT_ONCE = 1024  # in such an average: what it works on fits into the processor's cache
 
 Floats = npt.NDArray[np.float64]
@@ -97,15 +97,14 @@ class CanonicalBody:
         distance: Floats,  # [N]
     ) -> Floats:  # [N, 24]
         """A Gaussian average over the surface, by how much farther than the nearest it is."""
-        step = max(1, len(self.vertices) // _SPARSE)
-        samples = self.vertices[::step].astype(np.float32)
+        samples = self.vertices[::_EVERY].astype(np.float32)
         here = places.astype(np.float32)
         squared = (here**2).sum(1)[:, None] + (samples**2).sum(1) - 2 * here @ samples.T
         away = np.sqrt(np.maximum(squared, 0))
         away -= away.min(1, keepdims=True)
         away /= (_REACH * distance[:, None]).astype(np.float32)
         share = np.exp(-0.5 * away**2)
-        mixed = share @ self.vertex_weights[::step].astype(np.float32)
+        mixed = share @ self.vertex_weights[::_EVERY].astype(np.float32)
         return np.asarray(mixed / mixed.sum(1, keepdims=True), np.float64)
 
 
