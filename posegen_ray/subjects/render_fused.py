@@ -24,6 +24,7 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import lattice_kernels, march_kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
+from posegen_ray.subjects.heap import keep_freed_memory
 from posegen_ray.subjects.light import brightness, changed_light, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
@@ -83,6 +84,7 @@ class FusedModel:
         config: RendererConfig,
         device: torch.device | str = "cpu",
     ) -> None:
+        keep_freed_memory()
         self.device = torch.device(device)
         self.light = light.to(self.device)
         self.shines = bool(light[1].any())
