@@ -22,6 +22,7 @@ from posegen_ray.config import RenderServerConfig
 from posegen_ray.errors import PosegenError, RenderError, ResourceError
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult
 from posegen_ray.runtime.dispatch import Call, carry_out, raise_cause
+from posegen_ray.runtime.pixels import DrawnPixels, FloatArray, joined
 from posegen_ray.runtime.placement import Node, server_groups
 from posegen_ray.runtime.render_metrics import PoolMeter
 from posegen_ray.runtime.render_scaling import ReplicaScaling
@@ -29,7 +30,6 @@ from posegen_ray.runtime.render_server import ServerHealth
 from posegen_ray.runtime.replicas import Replicas, ServerSpec
 from posegen_ray.runtime.subject_loader import SubjectLoader, put_subject
 from posegen_ray.runtime.wire import (
-    FloatArray,
     RequestArrays,
     from_parts,
     request_from_tensors,
@@ -79,26 +79,31 @@ class RenderPool:
         self, request: RequestArrays, keep: bool = False
     ) -> FloatArray:  # [B, H, W, 4]
         """The same without gradients, arrays in and out; `keep` where `vjp_arrays` follows."""
-        image = np.empty((len(request), request.height, request.width, 4), np.float32)
+        return self.draw(request, keep).pictures()
 
-        def sound(answer: FloatArray) -> bool:
-            return bool(np.isfinite(answer).all()) or not request.finite()
+    def draw(self, request: RequestArrays, keep: bool) -> DrawnPixels:
+        """As `render_arrays`, without what is empty."""
 
-        for rows, part in self._each(request, "render", lambda rows: keep, sound):
-            image[rows] = part
-        return image
+        def sound(answer: DrawnPixels) -> bool:
+            return answer.finite() or not request.finite()
+
+        return joined(self._each(request, "render", lambda rows: keep, sound))
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
         """Gradients of sum(gradient * picture) to the request.
 
         A server that has not kept the picture (another replica, a new process) renders it again.
         """
+        return self.pull_back(request, DrawnPixels.of(gradient))
+
+    def pull_back(self, request: RequestArrays, gradient: DrawnPixels) -> RequestArrays:
+        """As `vjp_arrays`, without what is empty."""
         whole = [np.empty_like(part) for part in request.parts()]
 
         def sound(answer: RequestArrays) -> bool:
-            return answer.finite() or not (request.finite() and np.isfinite(gradient).all())
+            return answer.finite() or not (request.finite() and gradient.finite())
 
-        for rows, part in self._each(request, "vjp", lambda rows: gradient[rows], sound):
+        for rows, part in self._each(request, "vjp", gradient.some, sound):
             for values, new in zip(whole, part.parts(), strict=True):
                 values[rows] = new
         return from_parts(request.subjects, whole, request.size)
@@ -296,12 +301,18 @@ class RemoteRender(torch.autograd.Function):
     ) -> Tensor:  # [B, H, W, 4]
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
         ctx.like = [(t.device, t.dtype) for t in tensors]
-        return torch.from_numpy(pool.render_arrays(ctx.request, keep)).to(tensors[0].device)
+        ctx.drawn, device = pool.draw(ctx.request, keep), tensors[0].device
+        ctx.row = torch.from_numpy(ctx.drawn.row).to(device)
+        values = torch.from_numpy(ctx.drawn.values).to(device)
+        count, height, width, _ = ctx.drawn.shape
+        flat = torch.zeros(count * height * width, 4, device=device)
+        return flat.index_copy_(0, ctx.row, values).view(ctx.drawn.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gradients = ctx.pool.vjp_arrays(ctx.request, to_array(gradient)).parts()
+        there = ctx.drawn.with_values(to_array(gradient.flatten(0, 2)[ctx.row]))
+        gradients = ctx.pool.pull_back(ctx.request, there).parts()
         answers = [
             torch.from_numpy(values).to(device, dtype) if wanted else None
             for values, (device, dtype), wanted in zip(

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import ray
 
+from posegen_ray.runtime.pixels import DrawnPixels
 from posegen_ray.runtime.render_metrics import ServerMetrics
 from posegen_ray.runtime.subject_cache import SubjectCache
 from posegen_ray.runtime.work_queue import WorkQueue
 
 if TYPE_CHECKING:
-    from posegen_ray.runtime.wire import FloatArray, RequestArrays
+    from posegen_ray.runtime.pixels import FloatArray
+    from posegen_ray.runtime.wire import RequestArrays
 
 
 class ArrayRenderer(Protocol):
@@ -97,15 +99,15 @@ class RenderServer:
             self._queue.run(lambda subject=subject: self._cache.get(subject))
 
     @ray.method(concurrency_group="render")
-    def render(self, request: RequestArrays, keep: bool = False) -> FloatArray:
+    def render(self, request: RequestArrays, keep: bool = False) -> DrawnPixels:
         image = self._answer("render", request, keep)
         self._renders += 1
         self._pictures += len(request)
-        return image
+        return DrawnPixels.of(image)
 
     @ray.method(concurrency_group="render")
-    def vjp(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
-        gradients = self._answer("vjp", request, gradient)
+    def vjp(self, request: RequestArrays, gradient: DrawnPixels) -> RequestArrays:
+        gradients = self._answer("vjp", request, gradient.pictures())
         self._gradients += 1
         return gradients
 

@@ -14,13 +14,12 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.records import RenderFn, RenderRequest, lit
+from posegen_ray.runtime.pixels import FloatArray
 
-FloatArray = NDArray[np.float32]
 # a step's calls to one server, of some train workers; about 5 MB a picture, so 320 MB at the most
 # (8 calls of runtime.render.max_batch = 8 pictures)
 _CALLS_KEPT = 8

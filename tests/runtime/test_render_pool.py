@@ -133,13 +133,13 @@ def test_more_subjects_than_fit_are_loaded_on_demand_where_they_are_wanted(ray_s
 
 def test_servers_keep_a_picture_only_where_its_gradient_follows(pool, monkeypatch):
     kept = []
-    render = pool.render_arrays
+    draw = pool.draw
 
-    def noting(request, keep=False):
+    def noting(request, keep):
         kept.append(keep)
-        return render(request, keep)
+        return draw(request, keep)
 
-    monkeypatch.setattr(pool, "render_arrays", noting)
+    monkeypatch.setattr(pool, "draw", noting)
     request = random_request(MIXED)
     moved = replace(request, bones=request.bones.requires_grad_())
     with torch.no_grad():
