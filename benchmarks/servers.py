@@ -29,6 +29,7 @@ from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import load_subject
 
 SIZE, BATCH, SECONDS = 224, 8, 8.0
+CAMERA = ("rotation", "translation", "focal", "principal")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -64,11 +65,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(render: RenderFn, request: RenderRequest) -> tuple[float, float]:
-    """Images a second: forward, and with a gradient pulled back to the bones."""
+    """Images a second: forward, and with a gradient pulled back to bones and cameras."""
 
     def both() -> None:
+        leaves = {name: getattr(request.camera, name).clone().requires_grad_() for name in CAMERA}
         bones = request.bones.clone().requires_grad_()
-        rgba = render(replace(request, bones=bones)).rgba
+        camera = replace(request.camera, **leaves)
+        rgba = render(replace(request, bones=bones, camera=camera)).rgba
         rgba.square().mean().backward()  # type: ignore[no-untyped-call]
 
     def forward() -> None:

@@ -148,7 +148,7 @@ class TensorRenderer:
         """The gradients of sum(gradient * picture) to the request."""
         known = self._kept.pop(request.digest(), None)
         tensors, rgba = known or self._with_history(request)
-        weight = torch.tensor(gradient, device=self._device)
+        weight = torch.from_numpy(np.require(gradient, requirements="W")).to(self._device)
         gradients = torch.autograd.grad(rgba, tensors, weight, materialize_grads=True)
         return from_parts(request.subjects, [to_array(g) for g in gradients], request.size)
 
