@@ -30,7 +30,8 @@ class Pieces:
     call: float = 1e-3  # an empty call of a server
     transfer: float = 0.69e-3  # a MB through the object store of one machine
     network: float = 1.0e-3  # a MB between machines (about 8 Gbit/s)
-    picture_mb: float = 224 * 224 * 4 * 4 / MB  # float32 RGBA; its gradient is as large
+    # 224 x 224, what is not empty: colours and alpha, and their place; its gradient is as large
+    picture_mb: float = 6200 * 24 / MB
     parameters_mb: float = 4 * 0.31  # what workers average: generator and discriminator
     latency: float = 0.2e-3  # of one exchange between workers
 
