@@ -2,8 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
+from bodies import capsule_body, painted_subject
 
+from posegen_ray.body.camera import orbit
+from posegen_ray.body.rotation import from_axis_angle
+from posegen_ray.config import RendererConfig
+from posegen_ray.records import RenderRequest
 from posegen_ray.runtime.pixels import DrawnPixels, joined
+from posegen_ray.runtime.wire import TensorRenderer, to_arrays
+from posegen_ray.subjects.render import make_renderer
 
 
 def pictures(count: int = 5, seed: int = 0) -> np.ndarray:
@@ -47,3 +55,24 @@ def test_pictures_without_anything_on_them():
     assert len(drawn.row) == 0
     both = joined([([1], drawn.some([1])), ([0], drawn.some([0]))])
     np.testing.assert_array_equal(both.pictures(), empty)
+
+
+@pytest.mark.parametrize("kind", ["fused", "reference"])
+def test_an_empty_pixel_has_no_gradient(kind):
+    """Random weights everywhere pull back as those of the drawn pixels alone."""
+    subject = painted_subject()
+    config = RendererConfig(kind=kind, early_stop=0.0)
+    renderer = TensorRenderer(make_renderer(config, {"capsules": subject}))
+    angles = 0.3 * torch.randn(1, 24, 3, generator=torch.Generator().manual_seed(0))
+    bones = capsule_body()(from_axis_angle(angles), torch.zeros(1, 2)).bones
+    target, none, centre = torch.tensor([[0.0, 0.9, 0.0]]), torch.zeros(1), torch.full((1, 2), 20.0)
+    camera = orbit(target, none, none, none, none + 3.0, none + 44.0, centre, 40, 40)
+    request = to_arrays(RenderRequest(("capsules",), bones, camera))
+    drawn = DrawnPixels.of(renderer.render_arrays(request))
+    assert 0.02 < len(drawn.row) / 1600 < 0.5
+    weight = np.random.default_rng(1).standard_normal((1, 40, 40, 4)).astype(np.float32)
+    there = drawn.with_values(weight.reshape(-1, 4)[drawn.row])
+    whole, part = (renderer.vjp_arrays(request, g) for g in (weight, there.pictures()))
+    assert any(values.any() for values in whole.parts())
+    for ours, theirs in zip(part.parts(), whole.parts(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
