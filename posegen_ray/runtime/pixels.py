@@ -67,7 +67,9 @@ class DrawnPixels:
 
 
 def joined(
-    pieces: Iterable[tuple[Sequence[int], DrawnPixels]],  # and the position of each picture
+    pieces: Iterable[
+        tuple[Sequence[int], DrawnPixels]
+    ],  # at least one, and each picture's position
 ) -> DrawnPixels:
     """The inverse of `DrawnPixels.some`, for pieces that together have every position once."""
     order: list[int] = []
@@ -75,9 +77,9 @@ def joined(
     for index, part in pieces:
         order += index
         parts.append(part)
-    counts = np.cumsum([0, *(part.shape[0] for part in parts)])
     size = parts[0].shape[1] * parts[0].shape[2]
-    row = np.concatenate([part.row + n * size for part, n in zip(parts, counts, strict=False)])
+    before = np.cumsum([0, *(part.shape[0] for part in parts[:-1])])  # pictures before each part
+    row = np.concatenate([part.row + n * size for part, n in zip(parts, before, strict=True)])
     values = np.concatenate([part.values for part in parts])
     whole = DrawnPixels((len(order), *parts[0].shape[1:]), row, values)
     if order == sorted(order):

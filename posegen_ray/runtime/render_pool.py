@@ -68,7 +68,7 @@ class RenderPool:
         """Pictures in the order of the request. Differentiable; see `RemoteRender`.
 
         Raises:
-            RenderError: unknown subject, or the servers failed for good.
+            RenderError: nothing asked for, unknown subject, or the servers failed for good.
         """
         size = (request.camera.height, request.camera.width)
         tensors = request_tensors(request)
@@ -167,6 +167,8 @@ class RenderPool:
     ) -> Iterator[tuple[list[int], Any]]:
         """Rows and answer of each call that the request is cut into; `rest` is a call's argument
         beside its part of the request."""
+        if not len(request):
+            raise RenderError("The render request is empty.", "Ask for at least one picture.")
         missing = sorted(set(request.subjects) - set(self._home))
         if missing:
             raise RenderError(

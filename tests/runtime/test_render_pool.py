@@ -99,6 +99,11 @@ def test_unknown_subject_is_named(pool):
         pool.render(random_request(("ada", "dora")))
 
 
+def test_a_request_for_nothing_is_refused_as_without_servers(pool):
+    with pytest.raises(RenderError, match="empty"):
+        pool.render(random_request(("ada",))[[]])
+
+
 def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folder):
     config = RenderServerConfig(resources=RoleResources(0.25), replicas=2, max_batch=1)
     pool = start_servers([ServerSpec(("ada",), SineFactory(folder, 0.02), config)], "two")
