@@ -3,7 +3,8 @@
     python benchmarks/servers.py [person] [hydra overrides]
 
 The client asks for 8 pictures (224 x 224) at a time, and for 16, of which two servers get half
-each. Wall-clock time: other work on the machine shows. Each server has one thread.
+each. No two pictures are equal, as a server keeps equal requests' histories once. Wall-clock time:
+other work on the machine shows. Each server has one thread.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"fitting {job.name}")
         job.run(lambda _: None)
     studio = Studio(config, ((job.name, str(job.folder)),))
-    eight = scene(studio, job.name, BATCH, SIZE).request
+    eight, sixteen = (scene(studio, job.name, count, SIZE).request for count in (BATCH, 2 * BATCH))
     rates: dict[str, tuple[float, float]] = {}
 
     local = make_renderer(config.renderer, {job.name: load_subject(job.folder)})
@@ -52,8 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             pool = start_pool(settings, {job.name: Path(job.folder)}, config.renderer, threads=1)
             if count == 1:
                 rates["one server"] = measure(pool.render_fn(), eight)
-            twice = eight[[*range(BATCH), *range(BATCH)]]
-            rates[f"{count} of them, 16 at a time"] = measure(pool.render_fn(), twice)
+            rates[f"{count} of them, 16 at a time"] = measure(pool.render_fn(), sixteen)
             pool.close()
 
     print(f"{'':26}{'images/s':>10}{'with gradient':>15}")

@@ -1,4 +1,4 @@
-"""Carries out many independent calls on replicated actors, bounded; answers in order.
+"""Carries out many independent calls on replicated actors, bounded; answers as they come.
 
 Knows nothing about rendering. Calls must be stateless: each may be carried out more than once.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,8 +81,8 @@ def carry_out(
     limits: Limits,
     noted: Noted = lambda call, seconds: None,
     replaced: Replaced = lambda name, failure: None,
-) -> list[Any]:
-    """Answers of all calls, in their order, whatever the order in which servers answer.
+) -> Iterator[tuple[int, Any]]:
+    """Each call's number and its answer, in the order in which servers answer.
 
     Args:
         calls: what to do.
@@ -121,8 +121,7 @@ class _Dispatch:
         self._starting: set[Any] = set()  # servers in another's place that have not answered yet
         self._heard = self._looked = time.monotonic()
 
-    def answers(self) -> list[Any]:
-        answers: list[Any] = [None] * len(self._calls)
+    def answers(self) -> Iterator[tuple[int, Any]]:
         limits = self._limits
         pause_s = min(_LOOK_S, limits.deadline_s, limits.call_deadline_s)
         try:
@@ -132,15 +131,16 @@ class _Dispatch:
                 for reference in ready:
                     flight = self._land(reference)
                     try:
-                        answers[flight.call] = self._answer(reference, flight)
+                        answer = self._answer(reference, flight)
                     except _Failed as failed:
                         self._recover(flight, failed)
+                    else:
+                        yield flight.call, answer
                 if time.monotonic() - self._looked > pause_s:
                     self._look()
         finally:
             for reference in self._flying:
                 ray.cancel(reference, force=False, recursive=False)
-        return answers
 
     def _send(self) -> None:
         for group, queue in self._waiting.items():

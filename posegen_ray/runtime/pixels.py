@@ -8,9 +8,8 @@ Legend: B pictures, N pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -32,7 +31,7 @@ class DrawnPixels:
         """All pixels that are not zero."""
         flat = np.ascontiguousarray(pictures, np.float32).reshape(-1, 4)
         halves = flat.view(np.int64)  # two numbers at once
-        row = np.flatnonzero(halves[:, 0] | halves[:, 1])
+        row = np.flatnonzero((halves[:, 0] | halves[:, 1]) != 0)  # fast for bool only
         count, height, width, _ = pictures.shape
         return DrawnPixels((count, height, width, 4), row, flat[row])
 
@@ -46,42 +45,13 @@ class DrawnPixels:
         """Whether no number is NaN or infinite."""
         return bool(np.isfinite(self.values).all())
 
-    def some(self, index: Sequence[int]) -> DrawnPixels:
-        """The pictures at these positions."""
+    def row_among(self, positions: Sequence[int]) -> NDArray[np.int64]:  # [N]
+        """`row`, where these pictures have the given positions among others of their size."""
         size = self.shape[1] * self.shape[2]
-        parts = self._parts()
-        pieces = [self.row[parts[i]] + (place - i) * size for place, i in enumerate(index)]
-        values = [self.values[parts[i]] for i in index]
-        shape = (len(index), *self.shape[1:])
-        return DrawnPixels(shape, np.concatenate(pieces), np.concatenate(values))
+        ends = np.searchsorted(self.row, np.arange(self.shape[0] + 1) * size)
+        moved = (np.asarray(positions) - np.arange(self.shape[0])) * size
+        return self.row + np.repeat(moved, np.diff(ends))
 
     def with_values(self, values: FloatArray) -> DrawnPixels:
         """The same pixels with other values [N, 4]."""
         return replace(self, values=values)
-
-    def _parts(self) -> list[slice]:
-        """Where each picture's pixels are."""
-        size = self.shape[1] * self.shape[2]
-        ends = np.searchsorted(self.row, np.arange(self.shape[0] + 1) * size).tolist()
-        return [slice(start, end) for start, end in pairwise(ends)]
-
-
-def joined(
-    pieces: Iterable[
-        tuple[Sequence[int], DrawnPixels]
-    ],  # at least one, and each picture's position
-) -> DrawnPixels:
-    """The inverse of `DrawnPixels.some`, for pieces that together have every position once."""
-    order: list[int] = []
-    parts = []
-    for index, part in pieces:
-        order += index
-        parts.append(part)
-    size = parts[0].shape[1] * parts[0].shape[2]
-    before = np.cumsum([0, *(part.shape[0] for part in parts[:-1])])  # pictures before each part
-    row = np.concatenate([part.row + n * size for part, n in zip(parts, before, strict=True)])
-    values = np.concatenate([part.values for part in parts])
-    whole = DrawnPixels((len(order), *parts[0].shape[1:]), row, values)
-    if order == sorted(order):
-        return whole
-    return whole.some(np.argsort(order).tolist())

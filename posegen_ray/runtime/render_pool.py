@@ -6,6 +6,7 @@ The answer depends on the request alone, however the work was divided and whoeve
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from posegen_ray.config import RenderServerConfig
 from posegen_ray.errors import PosegenError, RenderError, ResourceError
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult
 from posegen_ray.runtime.dispatch import Call, carry_out, raise_cause
-from posegen_ray.runtime.pixels import DrawnPixels, FloatArray, joined
+from posegen_ray.runtime.pixels import DrawnPixels, FloatArray
 from posegen_ray.runtime.placement import Node, server_groups
 from posegen_ray.runtime.render_metrics import PoolMeter
 from posegen_ray.runtime.render_scaling import ReplicaScaling
@@ -79,31 +80,36 @@ class RenderPool:
         self, request: RequestArrays, keep: bool = False
     ) -> FloatArray:  # [B, H, W, 4]
         """The same without gradients, arrays in and out; `keep` where `vjp_arrays` follows."""
-        return self.draw(request, keep).pictures()
+        whole = np.empty((len(request), *request.size, 4), np.float32)
+        for rows, drawn in self.draw(request, keep):
+            whole[rows] = drawn.pictures()
+        return whole
 
-    def draw(self, request: RequestArrays, keep: bool) -> DrawnPixels:
-        """As `render_arrays`, without what is empty."""
+    def draw(self, request: RequestArrays, keep: bool) -> Iterator[tuple[list[int], DrawnPixels]]:
+        """Some of the pictures after the other, as servers finish them, with their positions."""
 
-        def sound(answer: DrawnPixels) -> bool:
-            return answer.finite() or not request.finite()
+        def sound(asked: RequestArrays, _: bool, answer: DrawnPixels) -> bool:
+            return answer.finite() or not asked.finite()
 
-        return joined(self._each(request, "render", lambda rows: keep, sound))
+        return self._each(request, "render", lambda rows: keep, sound)
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
         """Gradients of sum(gradient * picture) to the request.
 
         A server that has not kept the picture (another replica, a new process) renders it again.
         """
-        return self.pull_back(request, DrawnPixels.of(gradient))
+        return self.pull_back(request, lambda rows: DrawnPixels.of(gradient[rows]))
 
-    def pull_back(self, request: RequestArrays, gradient: DrawnPixels) -> RequestArrays:
-        """As `vjp_arrays`, without what is empty."""
+    def pull_back(
+        self, request: RequestArrays, gradient: Callable[[list[int]], DrawnPixels]
+    ) -> RequestArrays:
+        """As `vjp_arrays`; `gradient` is asked for the same positions as `draw` has given."""
         whole = [np.empty_like(part) for part in request.parts()]
 
-        def sound(answer: RequestArrays) -> bool:
-            return answer.finite() or not (request.finite() and gradient.finite())
+        def sound(asked: RequestArrays, by: DrawnPixels, answer: RequestArrays) -> bool:
+            return answer.finite() or not (asked.finite() and by.finite())
 
-        for rows, part in self._each(request, "vjp", gradient.some, sound):
+        for rows, part in self._each(request, "vjp", gradient, sound):
             for values, new in zip(whole, part.parts(), strict=True):
                 values[rows] = new
         return from_parts(request.subjects, whole, request.size)
@@ -163,10 +169,10 @@ class RenderPool:
         request: RequestArrays,
         method: str,
         rest: Callable[[list[int]], Any],
-        sound: Callable[[Any], bool],
+        sound: Callable[[RequestArrays, Any, Any], bool],
     ) -> Iterator[tuple[list[int], Any]]:
-        """Rows and answer of each call that the request is cut into; `rest` is a call's argument
-        beside its part of the request."""
+        """Rows and answer of each call that the request is cut into, as answers come; `rest` is a
+        call's argument beside its part of the request."""
         if not len(request):
             raise RenderError("The render request is empty.", "Ask for at least one picture.")
         missing = sorted(set(request.subjects) - set(self._home))
@@ -176,19 +182,16 @@ class RenderPool:
                 f"The pool has {', '.join(self._home)}.",
             )
         pieces = split(request.subjects, self._home, self._config.max_batch)
-        calls = [
-            Call(
-                self._teams[home].group,
-                method,
-                (request.rows(rows), rest(rows)),
-                self._preferred(request.subjects[rows[0]], number),
-                sound,
-            )
-            for number, (home, rows) in enumerate(pieces)
-        ]
+        calls = []
+        for number, (home, rows) in enumerate(pieces):
+            asked = (request.rows(rows), rest(rows))
+            preferred = self._preferred(request.subjects[rows[0]], number)
+            check = functools.partial(sound, *asked)
+            calls.append(Call(self._teams[home].group, method, asked, preferred, check))
         teams = {team.group: team for team in (self._teams[home] for home, _ in pieces)}
         answers = carry_out(calls, teams, self._config, self._meter.noted, self._meter.replaced)
-        return zip((rows for _, rows in pieces), answers, strict=True)
+        for number, answer in answers:
+            yield pieces[number][1], answer
 
     def _preferred(self, subject: str, number: int) -> int:
         """Which of equally busy servers gets the call of this number of a request.
@@ -302,19 +305,25 @@ class RemoteRender(torch.autograd.Function):
         *tensors: Tensor,  # bones, rotation, translation, focal, principal, light
     ) -> Tensor:  # [B, H, W, 4]
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
-        ctx.like = [(t.device, t.dtype) for t in tensors]
-        ctx.drawn, device = pool.draw(ctx.request, keep), tensors[0].device
-        ctx.row = torch.from_numpy(ctx.drawn.row).to(device)
-        values = torch.from_numpy(ctx.drawn.values).to(device)
-        count, height, width, _ = ctx.drawn.shape
-        flat = torch.zeros(count * height * width, 4, device=device)
-        return flat.index_copy_(0, ctx.row, values).view(ctx.drawn.shape)
+        ctx.like, device = [(t.device, t.dtype) for t in tensors], tensors[0].device
+        ctx.drawn = {}  # first picture of each part -> what was drawn, where
+        flat = torch.zeros(len(subjects) * size[0] * size[1], 4, device=device)
+        for rows, drawn in pool.draw(ctx.request, keep):
+            where = torch.from_numpy(drawn.row_among(rows)).to(device)
+            flat.index_copy_(0, where, torch.tensor(drawn.values, device=device))
+            ctx.drawn[rows[0]] = drawn, where
+        return flat.view(len(subjects), *size, 4)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        there = ctx.drawn.with_values(to_array(gradient.flatten(0, 2)[ctx.row]))
-        gradients = ctx.pool.pull_back(ctx.request, there).parts()
+        flat = gradient.flatten(0, 2)
+
+        def of_part(rows: list[int]) -> DrawnPixels:
+            drawn, where = ctx.drawn[rows[0]]
+            return drawn.with_values(to_array(flat[where]))
+
+        gradients = ctx.pool.pull_back(ctx.request, of_part).parts()
         answers = [
             torch.from_numpy(values).to(device, dtype) if wanted else None
             for values, (device, dtype), wanted in zip(

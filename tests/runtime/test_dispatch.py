@@ -27,13 +27,34 @@ class Alone:
         pass
 
 
-def test_unanswered_calls_stay_below_the_bound_and_answers_keep_their_order(ray_session):
+def test_unanswered_calls_stay_below_the_bound_and_all_are_answered(ray_session):
     actor = ray.remote(CountingActor).options(num_cpus=0.1, max_concurrency=16).remote()
     ray.get(actor.peak.remote())
     calls = [Call(("ada",), "work", (number,)) for number in range(12)]
     answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig(max_in_flight=2))
-    assert answers == list(range(12))
+    assert dict(answers) == {number: number for number in range(12)}
     assert ray.get(actor.peak.remote()) == 2
+
+
+class SleepyActor:
+    def work(self, seconds):
+        time.sleep(seconds)
+        return seconds
+
+    def load(self):
+        return ServerLoad(0, 0, 0.0, 0.0, 0.0, 0.0, 0)
+
+
+def test_an_answer_does_not_wait_for_another(ray_session):
+    actor = ray.remote(SleepyActor).options(num_cpus=0.1, max_concurrency=4).remote()
+    ray.get(actor.load.remote())
+    calls = [Call(("ada",), "work", (seconds,)) for seconds in (1.0, 0.1)]
+    start = time.monotonic()
+    answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig())
+    assert next(answers) == (1, 0.1)
+    assert time.monotonic() - start < 0.9
+    assert list(answers) == [(0, 1.0)]
+    ray.kill(actor)
 
 
 class ForgetfulActor:
@@ -57,7 +78,8 @@ def test_call_whose_answer_is_lost_is_repeated(ray_session, monkeypatch):
     monkeypatch.setattr(dispatch, "_LOOK_S", 0.1)
     actor = ray.remote(ForgetfulActor).options(num_cpus=0.1, max_concurrency=4).remote()
     calls = [Call(("ada",), "work", (number,)) for number in range(3)]
-    assert carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig()) == [0, 1, 2]
+    answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig())
+    assert dict(answers) == {0: 0, 1: 1, 2: 2}
     ray.kill(actor)
 
 
@@ -74,7 +96,7 @@ def test_of_equally_busy_servers_the_preferred_one_is_asked(ray_session, count, 
     team = Alone(None)
     team.servers = {number: Server(number) for number in range(count)}
     call = Call(("ada",), "work", (), first)
-    assert carry_out([call], {("ada",): team}, RenderServerConfig()) == [wanted]
+    assert list(carry_out([call], {("ada",): team}, RenderServerConfig())) == [(0, wanted)]
 
 
 class NanActor:
@@ -110,8 +132,8 @@ def test_nan_that_comes_again_is_handed_on(ray_session):
     team = Replaced(actor)
     sound = math.isfinite
     calls = [Call(("ada",), "work", (number,), sound=sound) for number in range(3)]
-    zero, one, two = carry_out(calls, {("ada",): team}, RenderServerConfig(max_attempts=4))
-    assert (zero, one) == (0, 1)
-    assert math.isnan(two)
+    answers = dict(carry_out(calls, {("ada",): team}, RenderServerConfig(max_attempts=4)))
+    assert (answers[0], answers[1]) == (0, 1)
+    assert math.isnan(answers[2])
     assert team.replacements == 2  # the servers that were the first to answer NaN
     ray.kill(actor)

@@ -9,7 +9,7 @@ from posegen_ray.body.camera import orbit
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.config import RendererConfig
 from posegen_ray.records import RenderRequest
-from posegen_ray.runtime.pixels import DrawnPixels, joined
+from posegen_ray.runtime.pixels import DrawnPixels
 from posegen_ray.runtime.wire import TensorRenderer, to_arrays
 from posegen_ray.subjects.render import make_renderer
 
@@ -34,27 +34,21 @@ def test_pictures_come_back_as_they_were():
     assert DrawnPixels.of(pictures()).finite()
 
 
-@pytest.mark.parametrize("index", [[3], [1], [4, 0, 1], [0, 1, 2, 3, 4], [2, 2]])
-def test_some_of_the_pictures_are_those(index):
+@pytest.mark.parametrize("cut", [[[0, 1, 2, 3, 4]], [[0, 2], [1, 3, 4]], [[4], [3, 0], [2, 1]]])
+def test_pictures_find_their_place_among_others(cut):
     sent = pictures()
-    np.testing.assert_array_equal(DrawnPixels.of(sent).some(index).pictures(), sent[index])
-
-
-def test_pieces_in_any_order_are_put_together():
-    sent = pictures()
-    drawn = DrawnPixels.of(sent)
-    for cut in ([[0, 1, 2, 3, 4]], [[0, 2], [1, 3, 4]], [[4], [3, 0], [2, 1]]):
-        whole = joined((index, drawn.some(index)) for index in cut)
-        np.testing.assert_array_equal(whole.pictures(), sent)
-        np.testing.assert_array_equal(whole.row, drawn.row)
+    whole = np.zeros_like(sent)
+    for positions in cut:
+        drawn = DrawnPixels.of(sent[positions])
+        whole.reshape(-1, 4)[drawn.row_among(positions)] = drawn.values
+    np.testing.assert_array_equal(whole, sent)
 
 
 def test_pictures_without_anything_on_them():
     empty = np.zeros((2, 3, 4, 4), np.float32)
     drawn = DrawnPixels.of(empty)
-    assert len(drawn.row) == 0
-    both = joined([([1], drawn.some([1])), ([0], drawn.some([0]))])
-    np.testing.assert_array_equal(both.pictures(), empty)
+    assert len(drawn.row) == len(drawn.row_among([1, 0])) == 0
+    np.testing.assert_array_equal(drawn.pictures(), empty)
 
 
 @pytest.mark.parametrize("kind", ["fused", "reference"])
