@@ -3,8 +3,9 @@
     python benchmarks/servers.py [person] [hydra overrides]
 
 The client asks for 8 pictures (224 x 224) at a time, and for 16, of which two servers get half
-each. No two pictures are equal, as a server keeps equal requests' histories once. Wall-clock time:
-other work on the machine shows. Each server has one thread.
+each. No two pictures are equal, as a server keeps equal requests' histories once. All ways take
+turns, a second each, so that the machine's moods meet all of them; medians of the turns, and of the
+ratios within a turn. Wall-clock time: other work on the machine shows. Each server has one thread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median, quantiles
 
 import torch
 
@@ -29,7 +31,7 @@ from posegen_ray.studio import Studio
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import load_subject
 
-SIZE, BATCH, SECONDS = 224, 8, 8.0
+SIZE, BATCH, SECONDS, TURNS = 224, 8, 1.0, 12
 CAMERA = ("rotation", "translation", "focal", "principal")
 
 
@@ -43,51 +45,85 @@ def main(arguments: Sequence[str]) -> None:
         job.run(lambda _: None)
     studio = Studio(config, ((job.name, str(job.folder)),))
     eight, sixteen = (scene(studio, job.name, count, SIZE).request for count in (BATCH, 2 * BATCH))
-    rates: dict[str, tuple[float, float]] = {}
-
     local = make_renderer(config.renderer, {job.name: load_subject(job.folder)})
-    rates["in process"] = measure(local, eight)
     with RaySession(config.runtime):
-        for count in (1, 2):
-            settings = replace(config.runtime.render, replicas=count)
-            pool = start_pool(settings, {job.name: Path(job.folder)}, config.renderer, threads=1)
-            if count == 1:
-                rates["one server"] = measure(pool.render_fn(), eight)
-            rates[f"{count} of them, 16 at a time"] = measure(pool.render_fn(), sixteen)
-            pool.close()
+        one, two = (
+            start_pool(
+                replace(config.runtime.render, replicas=count),
+                {job.name: Path(job.folder)},
+                config.renderer,
+                threads=1,
+            ).render_fn()
+            for count in (1, 2)
+        )
+        ways = {
+            "in process": (local, eight),
+            "one server": (one, eight),
+            "one server, 16 at a time": (one, sixteen),
+            "two servers, 16 at a time": (two, sixteen),
+        }
+        forward = turns([drawing(*way) for way in ways.values()])
+        both = turns([drawing_and_pulling_back(*way) for way in ways.values()])
 
-    print(f"{'':26}{'images/s':>10}{'with gradient':>15}")
-    for label, (forward, both) in rates.items():
-        print(f"{label:26}{forward:>10.1f}{both:>15.1f}")
-    base, one, single, double = rates.values()
-    print(f"one server against in process: {one[0] / base[0]:.0%}, {one[1] / base[1]:.0%}")
-    print(f"two against one: {double[0] / single[0]:.2f} and {double[1] / single[1]:.2f} times")
+    print(f"{'images a second':26}{'forward':>10}{'with gradient':>15}")
+    for label, *rates in zip(ways, forward, both, strict=True):
+        print(f"{label:26}{median(rates[0]):>10.1f}{median(rates[1]):>15.1f}")
+    print(
+        "one server against in process:", *(ratio(rates[1], rates[0]) for rates in (forward, both))
+    )
+    print(
+        "two servers against one:      ", *(ratio(rates[3], rates[2]) for rates in (forward, both))
+    )
 
 
-def measure(render: RenderFn, request: RenderRequest) -> tuple[float, float]:
-    """Images a second: forward, and with a gradient pulled back to bones and cameras."""
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Median, and half of the turns lie between the other two."""
+    low, middle, high = quantiles((a / b for a, b in zip(ours, theirs, strict=True)), n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
-    def both() -> None:
+
+def drawing(render: RenderFn, request: RenderRequest) -> Callable[[], int]:
+    """Draws the pictures and says how many."""
+
+    def forward() -> int:
+        with torch.no_grad():
+            render(request)
+        return len(request)
+
+    return forward
+
+
+def drawing_and_pulling_back(render: RenderFn, request: RenderRequest) -> Callable[[], int]:
+    """The same, and pulls a gradient back to bones and cameras."""
+    shape = (len(request), SIZE, SIZE, 4)
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def both() -> int:
         leaves = {name: getattr(request.camera, name).clone().requires_grad_() for name in CAMERA}
         bones = request.bones.clone().requires_grad_()
         camera = replace(request.camera, **leaves)
         rgba = render(replace(request, bones=bones, camera=camera)).rgba
-        rgba.square().mean().backward()  # type: ignore[no-untyped-call]
+        rgba.backward(gradient)  # type: ignore[no-untyped-call]
+        return len(request)
 
-    def forward() -> None:
-        with torch.no_grad():
-            render(request)
-
-    return per_second(forward, len(request)), per_second(both, len(request))
+    return both
 
 
-def per_second(call: Callable[[], None], count: int) -> float:
-    """How many, when each call makes so many."""
-    call()
+def turns(ways: Sequence[Callable[[], int]]) -> list[list[float]]:
+    """How many a second, for each way in each turn."""
+    for way in ways:
+        way()
+    rates: list[list[float]] = [[] for _ in ways]
+    for _ in range(TURNS):
+        for way, found in zip(ways, rates, strict=True):
+            found.append(per_second(way))
+    return rates
+
+
+def per_second(way: Callable[[], int]) -> float:
     start, done = time.perf_counter(), 0
     while time.perf_counter() < start + SECONDS:
-        call()
-        done += count
+        done += way()
     return done / (time.perf_counter() - start)
 
 

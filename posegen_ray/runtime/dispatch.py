@@ -82,7 +82,7 @@ def carry_out(
     noted: Noted = lambda call, seconds: None,
     replaced: Replaced = lambda name, failure: None,
 ) -> Iterator[tuple[int, Any]]:
-    """Each call's number and its answer, in the order in which servers answer.
+    """Sends the calls; then each call's number and its answer, in the order of the answers.
 
     Args:
         calls: what to do.
@@ -95,7 +95,9 @@ def carry_out(
         RenderError: nothing answered for `deadline_s`, or a call failed for good.
         PosegenError: what the server itself raised.
     """
-    return _Dispatch(calls, teams, limits, noted, replaced).answers()
+    dispatch = _Dispatch(calls, teams, limits, noted, replaced)
+    dispatch.send()
+    return dispatch.answers()
 
 
 class _Dispatch:
@@ -126,7 +128,7 @@ class _Dispatch:
         pause_s = min(_LOOK_S, limits.deadline_s, limits.call_deadline_s)
         try:
             while self._flying or any(self._waiting.values()):
-                self._send()
+                self.send()
                 ready, _ = ray.wait(list(self._flying), num_returns=1, timeout=pause_s)
                 for reference in ready:
                     flight = self._land(reference)
@@ -142,7 +144,7 @@ class _Dispatch:
             for reference in self._flying:
                 ray.cancel(reference, force=False, recursive=False)
 
-    def _send(self) -> None:
+    def send(self) -> None:
         for group, queue in self._waiting.items():
             team = self._teams[group]
             team.follow()

@@ -39,10 +39,12 @@ from posegen_ray.runtime.wire import (
     to_array,
     to_arrays,
 )
+from posegen_ray.subjects.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from posegen_ray.config import RendererConfig
 
+_PIXEL = torch.complex128  # see `pixels`
 _METRICS_S = 2.0  # for servers to say what they did; who is silent is left out
 
 
@@ -63,6 +65,7 @@ class RenderPool:
 
     def render_fn(self) -> RenderFn:
         """The pool as a differentiable function: gradients to bones, light and camera tensors."""
+        keep_freed_memory()  # as in the servers: 64 pictures are 50 MB
         return self.render
 
     def render(self, request: RenderRequest) -> RenderResult:
@@ -86,7 +89,7 @@ class RenderPool:
         return whole
 
     def draw(self, request: RequestArrays, keep: bool) -> Iterator[tuple[list[int], DrawnPixels]]:
-        """Some of the pictures after the other, as servers finish them, with their positions."""
+        """Asks for the pictures; then part after part as servers finish them, with positions."""
 
         def sound(asked: RequestArrays, _: bool, answer: DrawnPixels) -> bool:
             return answer.finite() or not asked.finite()
@@ -190,8 +193,7 @@ class RenderPool:
             calls.append(Call(self._teams[home].group, method, asked, preferred, check))
         teams = {team.group: team for team in (self._teams[home] for home, _ in pieces)}
         answers = carry_out(calls, teams, self._config, self._meter.noted, self._meter.replaced)
-        for number, answer in answers:
-            yield pieces[number][1], answer
+        return ((pieces[number][1], answer) for number, answer in answers)
 
     def _preferred(self, subject: str, number: int) -> int:
         """Which of equally busy servers gets the call of this number of a request.
@@ -307,12 +309,15 @@ class RemoteRender(torch.autograd.Function):
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
         ctx.like, device = [(t.device, t.dtype) for t in tensors], tensors[0].device
         ctx.drawn = {}  # first picture of each part -> what was drawn, where
-        flat = torch.zeros(len(subjects) * size[0] * size[1], 4, device=device)
-        for rows, drawn in pool.draw(ctx.request, keep):
+        parts = pool.draw(ctx.request, keep)
+        whole = torch.zeros(len(subjects) * size[0] * size[1], 4, device=device)
+        pixels = whole.view(_PIXEL)
+        for rows, drawn in parts:
             where = torch.from_numpy(drawn.row_among(rows)).to(device)
-            flat.index_copy_(0, where, torch.tensor(drawn.values, device=device))
+            values = torch.tensor(drawn.values, device=device)
+            pixels.index_copy_(0, where, values.view(_PIXEL))
             ctx.drawn[rows[0]] = drawn, where
-        return flat.view(len(subjects), *size, 4)
+        return whole.view(len(subjects), *size, 4)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
@@ -321,7 +326,7 @@ class RemoteRender(torch.autograd.Function):
 
         def of_part(rows: list[int]) -> DrawnPixels:
             drawn, where = ctx.drawn[rows[0]]
-            return drawn.with_values(to_array(flat[where]))
+            return drawn.with_values(to_array(flat.index_select(0, where)))
 
         gradients = ctx.pool.pull_back(ctx.request, of_part).parts()
         answers = [
