@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ray
 from ray import exceptions
@@ -59,7 +59,16 @@ class Call:
     method: str
     arguments: tuple[Any, ...]
     first: int = 0  # of servers that are equally busy, the one with this number is asked
+    keeper: int | None = None  # the server of this number alone is asked, while there is one
     sound: Callable[[Any], bool] = lambda _: True  # whether an answer can be right
+
+
+class Answer(NamedTuple):
+    """What a call's server answered."""
+
+    call: int  # its position
+    value: Any
+    server: int  # the number of the one that answered
 
 
 @dataclass
@@ -81,8 +90,8 @@ def carry_out(
     limits: Limits,
     noted: Noted = lambda call, seconds: None,
     replaced: Replaced = lambda name, failure: None,
-) -> Iterator[tuple[int, Any]]:
-    """Sends the calls; then each call's number and its answer, in the order of the answers.
+) -> Iterator[Answer]:
+    """Sends the calls, then gives the answers as they come.
 
     Args:
         calls: what to do.
@@ -123,7 +132,7 @@ class _Dispatch:
         self._starting: set[Any] = set()  # servers in another's place that have not answered yet
         self._heard = self._looked = time.monotonic()
 
-    def answers(self) -> Iterator[tuple[int, Any]]:
+    def answers(self) -> Iterator[Answer]:
         limits = self._limits
         pause_s = min(_LOOK_S, limits.deadline_s, limits.call_deadline_s)
         try:
@@ -133,11 +142,11 @@ class _Dispatch:
                 for reference in ready:
                     flight = self._land(reference)
                     try:
-                        answer = self._answer(reference, flight)
+                        value = self._answer(reference, flight)
                     except _Failed as failed:
                         self._recover(flight, failed)
                     else:
-                        yield flight.call, answer
+                        yield Answer(flight.call, value, flight.number)
                 if time.monotonic() - self._looked > pause_s:
                     self._look()
         finally:
@@ -149,8 +158,11 @@ class _Dispatch:
             team = self._teams[group]
             team.follow()
             servers = team.servers
-            while queue and (number := self._idlest(group, servers, queue[0])) is not None:
-                index = queue.popleft()
+            for index in list(queue):
+                number = self._idlest(group, servers, index)
+                if number is None:
+                    continue
+                queue.remove(index)
                 call = self._calls[index]
                 reference = getattr(servers[number], call.method).remote(*call.arguments)
                 self._flying[reference] = _Flight(index, number, servers[number], time.monotonic())
@@ -158,10 +170,12 @@ class _Dispatch:
                 self._attempts[index] += 1
 
     def _idlest(self, group: Group, servers: Mapping[int, Any], index: int) -> int | None:
-        """The server with the fewest of our calls, None when all are at the bound."""
+        """The server with the fewest of our calls, None when all that may be asked are at the
+        bound."""
         numbers = sorted(servers)
-        avoided = self._avoid.get(index)
+        avoided, keeper = self._avoid.get(index), self._calls[index].keeper
         able = [n for n in numbers if n != avoided] or numbers
+        able = [keeper] if keeper in able else able
         start = self._calls[index].first % len(able)
         order = able[start:] + able[:start]
         best = min(order, key=lambda number: self._in_flight[group, number])

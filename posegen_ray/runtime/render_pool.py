@@ -11,7 +11,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
@@ -22,7 +22,7 @@ from torch import Tensor
 from posegen_ray.config import RenderServerConfig
 from posegen_ray.errors import PosegenError, RenderError, ResourceError
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult
-from posegen_ray.runtime.dispatch import Call, carry_out, raise_cause
+from posegen_ray.runtime.dispatch import Answer, Call, carry_out, raise_cause
 from posegen_ray.runtime.pixels import DrawnPixels, FloatArray
 from posegen_ray.runtime.placement import Node, server_groups
 from posegen_ray.runtime.render_metrics import PoolMeter
@@ -46,6 +46,14 @@ if TYPE_CHECKING:
 
 _PIXEL = torch.complex128  # see `pixels`
 _METRICS_S = 2.0  # for servers to say what they did; who is silent is left out
+
+
+class Part(NamedTuple):
+    """Some pictures of a request, or their gradient."""
+
+    rows: list[int]  # of the request
+    pixels: DrawnPixels
+    server: int | None  # that has drawn them
 
 
 class RenderPool:
@@ -84,37 +92,38 @@ class RenderPool:
     ) -> FloatArray:  # [B, H, W, 4]
         """The same without gradients, arrays in and out; `keep` where `vjp_arrays` follows."""
         whole = np.empty((len(request), *request.size, 4), np.float32)
-        for rows, drawn in self.draw(request, keep):
-            whole[rows] = drawn.pictures()
+        for part in self.draw(request, keep):
+            whole[part.rows] = part.pixels.pictures()
         return whole
 
-    def draw(self, request: RequestArrays, keep: bool) -> Iterator[tuple[list[int], DrawnPixels]]:
-        """Asks for the pictures; then part after part as servers finish them, with positions."""
+    def draw(self, request: RequestArrays, keep: bool) -> Iterator[Part]:
+        """Asks for the pictures, then gives part after part of them as servers finish."""
 
         def sound(asked: RequestArrays, _: bool, answer: DrawnPixels) -> bool:
             return answer.finite() or not asked.finite()
 
-        return self._each(request, "render", lambda rows: keep, sound)
+        cut = self._cut(request)
+        answers = self._each(request, "render", [(rows, keep, None) for rows in cut], sound)
+        return (Part(cut[answer.call], answer.value, answer.server) for answer in answers)
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
         """Gradients of sum(gradient * picture) to the request.
 
         A server that has not kept the picture (another replica, a new process) renders it again.
         """
-        return self.pull_back(request, lambda rows: DrawnPixels.of(gradient[rows]))
+        parts = [Part(rows, DrawnPixels.of(gradient[rows]), None) for rows in self._cut(request)]
+        return self.pull_back(request, parts)
 
-    def pull_back(
-        self, request: RequestArrays, gradient: Callable[[list[int]], DrawnPixels]
-    ) -> RequestArrays:
-        """As `vjp_arrays`; `gradient` is asked for the same positions as `draw` has given."""
+    def pull_back(self, request: RequestArrays, gradient: Sequence[Part]) -> RequestArrays:
+        """As `vjp_arrays`; the parts of the gradient are those that `draw` gave of the pictures."""
         whole = [np.empty_like(part) for part in request.parts()]
 
         def sound(asked: RequestArrays, by: DrawnPixels, answer: RequestArrays) -> bool:
             return answer.finite() or not (asked.finite() and by.finite())
 
-        for rows, part in self._each(request, "vjp", gradient, sound):
-            for values, new in zip(whole, part.parts(), strict=True):
-                values[rows] = new
+        for answer in self._each(request, "vjp", gradient, sound):
+            for values, new in zip(whole, answer.value.parts(), strict=True):
+                values[gradient[answer.call].rows] = new
         return from_parts(request.subjects, whole, request.size)
 
     def health(self, timeout_s: float = 10.0) -> list[ServerHealth]:
@@ -167,15 +176,12 @@ class RenderPool:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_meter": PoolMeter(), "_scaling": None}
 
-    def _each(
-        self,
-        request: RequestArrays,
-        method: str,
-        rest: Callable[[list[int]], Any],
-        sound: Callable[[RequestArrays, Any, Any], bool],
-    ) -> Iterator[tuple[list[int], Any]]:
-        """Rows and answer of each call that the request is cut into, as answers come; `rest` is a
-        call's argument beside its part of the request."""
+    def _cut(self, request: RequestArrays) -> list[list[int]]:
+        """The rows of each call that a request becomes.
+
+        Raises:
+            RenderError: nothing asked for, or an unknown subject.
+        """
         if not len(request):
             raise RenderError("The render request is empty.", "Ask for at least one picture.")
         missing = sorted(set(request.subjects) - set(self._home))
@@ -184,22 +190,30 @@ class RenderPool:
                 f"No render server holds subject(s) {', '.join(missing)}.",
                 f"The pool has {', '.join(self._home)}.",
             )
-        pieces = split(request.subjects, self._home, self._config.max_batch)
-        calls = []
-        for number, (home, rows) in enumerate(pieces):
-            asked = (request.rows(rows), rest(rows))
-            preferred = self._preferred(request.subjects[rows[0]], number)
-            check = functools.partial(sound, *asked)
-            calls.append(Call(self._teams[home].group, method, asked, preferred, check))
-        teams = {team.group: team for team in (self._teams[home] for home, _ in pieces)}
-        answers = carry_out(calls, teams, self._config, self._meter.noted, self._meter.replaced)
-        return ((pieces[number][1], answer) for number, answer in answers)
+        return split(request.subjects, self._config.max_batch)
+
+    def _each(
+        self,
+        request: RequestArrays,
+        method: str,
+        calls: Sequence[tuple[list[int], Any, int | None]],  # rows, second argument, server
+        sound: Callable[[RequestArrays, Any, Any], bool],
+    ) -> Iterator[Answer]:
+        made, teams = [], {}
+        for number, (rows, rest, keeper) in enumerate(calls):
+            subject = request.subjects[rows[0]]
+            team = self._teams[self._home[subject]]
+            teams[team.group] = team
+            asked = (request.rows(rows), rest)
+            check, first = functools.partial(sound, *asked), self._preferred(subject, number)
+            made.append(Call(team.group, method, asked, first, keeper, check))
+        return carry_out(made, teams, self._config, self._meter.noted, self._meter.replaced)
 
     def _preferred(self, subject: str, number: int) -> int:
         """Which of equally busy servers gets the call of this number of a request.
 
         Where they cannot hold all subjects: for all clients the same, which has it loaded. Else
-        clients spread. Either way a gradient meets the server that has kept its picture.
+        clients spread.
         """
         group = self._teams[self._home[subject]].group
         if 0 < self._config.loaded_subjects < len(group):
@@ -308,27 +322,26 @@ class RemoteRender(torch.autograd.Function):
     ) -> Tensor:  # [B, H, W, 4]
         ctx.pool, ctx.request = pool, to_arrays(request_from_tensors(subjects, tensors, size))
         ctx.like, device = [(t.device, t.dtype) for t in tensors], tensors[0].device
-        ctx.drawn = {}  # first picture of each part -> what was drawn, where
+        ctx.parts = []  # and where their pixels are
         parts = pool.draw(ctx.request, keep)
         whole = torch.zeros(len(subjects) * size[0] * size[1], 4, device=device)
         pixels = whole.view(_PIXEL)
-        for rows, drawn in parts:
-            where = torch.from_numpy(drawn.row_among(rows)).to(device)
-            values = torch.tensor(drawn.values, device=device)
+        for part in parts:
+            where = torch.from_numpy(part.pixels.row_among(part.rows)).to(device)
+            values = torch.tensor(part.pixels.values, device=device)
             pixels.index_copy_(0, where, values.view(_PIXEL))
-            ctx.drawn[rows[0]] = drawn, where
+            ctx.parts.append((part, where))
         return whole.view(len(subjects), *size, 4)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         flat = gradient.flatten(0, 2)
-
-        def of_part(rows: list[int]) -> DrawnPixels:
-            drawn, where = ctx.drawn[rows[0]]
-            return drawn.with_values(to_array(flat.index_select(0, where)))
-
-        gradients = ctx.pool.pull_back(ctx.request, of_part).parts()
+        there = []
+        for part, where in ctx.parts:
+            values = to_array(flat.index_select(0, where))
+            there.append(part._replace(pixels=part.pixels.with_values(values)))
+        gradients = ctx.pool.pull_back(ctx.request, there).parts()
         answers = [
             torch.from_numpy(values).to(device, dtype) if wanted else None
             for values, (device, dtype), wanted in zip(

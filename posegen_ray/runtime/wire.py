@@ -161,25 +161,20 @@ class TensorRenderer:
             return tensors, self._render(again).rgba
 
 
-def split(
-    subjects: tuple[str, ...],
-    home: dict[str, int],
-    max_batch: int,
-) -> list[tuple[int, list[int]]]:
-    """Cuts a mixed request into calls: (server group, rows), each of one subject.
+def split(subjects: tuple[str, ...], max_batch: int) -> list[list[int]]:
+    """Cuts a mixed request into calls: the rows of each, all of one subject.
 
-    The cut depends on the request and `max_batch` alone, never on timing or on who is free.
+    The cut depends on the arguments alone, never on timing or on who is free.
 
     Args:
         subjects: the request's subjects, one an item.
-        home: the number of the server group that holds a subject.
         max_batch: most items of a call.
     """
     rows: dict[str, list[int]] = {}
     for row, subject in enumerate(subjects):
         rows.setdefault(subject, []).append(row)
     return [
-        (home[subject], chunk[start : start + max_batch])
-        for subject, chunk in rows.items()
-        for start in range(0, len(chunk), max_batch)
+        same[start : start + max_batch]
+        for same in rows.values()
+        for start in range(0, len(same), max_batch)
     ]

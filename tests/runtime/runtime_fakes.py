@@ -85,15 +85,15 @@ class _Work(torch.autograd.Function):
     """The identity; says in a folder that it began, and takes its time, forwards and backwards."""
 
     @staticmethod
-    def forward(ctx, image, folder, pause_s):
-        ctx.work = folder, pause_s
+    def forward(ctx, image, folder, pause_s, back_s):
+        ctx.work = folder, back_s
         _work(folder, pause_s)
         return image.view_as(image)
 
     @staticmethod
     def backward(ctx, gradient):
         _work(*ctx.work)
-        return gradient, None, None
+        return gradient, None, None, None
 
 
 def _work(folder: Path, pause_s: float) -> None:
@@ -104,12 +104,12 @@ def _work(folder: Path, pause_s: float) -> None:
 class SineRenderer:
     """Each pixel is a sine of a weighted sum of all inputs; the weights depend on the subject."""
 
-    def __init__(self, folder: Path, pause_s: float = 0.0) -> None:
-        self._folder, self._pause_s = folder, pause_s
+    def __init__(self, folder: Path, pause_s: float = 0.0, back_s: float | None = None) -> None:
+        self._folder, self._pauses_s = folder, (pause_s, pause_s if back_s is None else back_s)
 
     def __call__(self, request: RenderRequest) -> RenderResult:
         images = torch.cat([self._image(request[[i]]) for i in range(len(request))])
-        return RenderResult(_Work.apply(images, self._folder, self._pause_s))
+        return RenderResult(_Work.apply(images, self._folder, *self._pauses_s))
 
     def _image(self, item: RenderRequest) -> torch.Tensor:
         camera = item.camera
@@ -131,6 +131,22 @@ class SineFactory:
     def __call__(self, subject: str) -> TensorRenderer:
         torch.set_num_threads(1)
         return TensorRenderer(SineRenderer(self.folder, self.pause_s))
+
+
+@dataclass(frozen=True)
+class UnevenFactory:
+    """The first process to load is slow at pictures, the others at gradients."""
+
+    folder: Path
+    slow_s: float
+
+    def __call__(self, subject: str) -> TensorRenderer:
+        pauses = (0.0, self.slow_s)
+        try:
+            (self.folder / "first").touch(exist_ok=False)
+        except FileExistsError:
+            return TensorRenderer(SineRenderer(self.folder, *pauses))
+        return TensorRenderer(SineRenderer(self.folder, *reversed(pauses)))
 
 
 @dataclass(frozen=True)

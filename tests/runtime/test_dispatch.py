@@ -27,12 +27,16 @@ class Alone:
         pass
 
 
+def values(answers):
+    return {answer.call: answer.value for answer in answers}
+
+
 def test_unanswered_calls_stay_below_the_bound_and_all_are_answered(ray_session):
     actor = ray.remote(CountingActor).options(num_cpus=0.1, max_concurrency=16).remote()
     ray.get(actor.peak.remote())
     calls = [Call(("ada",), "work", (number,)) for number in range(12)]
     answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig(max_in_flight=2))
-    assert dict(answers) == {number: number for number in range(12)}
+    assert values(answers) == {number: number for number in range(12)}
     assert ray.get(actor.peak.remote()) == 2
 
 
@@ -51,9 +55,9 @@ def test_an_answer_does_not_wait_for_another(ray_session):
     calls = [Call(("ada",), "work", (seconds,)) for seconds in (1.0, 0.1)]
     start = time.monotonic()
     answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig())
-    assert next(answers) == (1, 0.1)
+    assert next(answers) == (1, 0.1, 0)
     assert time.monotonic() - start < 0.9
-    assert list(answers) == [(0, 1.0)]
+    assert list(answers) == [(0, 1.0, 0)]
     ray.kill(actor)
 
 
@@ -79,24 +83,39 @@ def test_call_whose_answer_is_lost_is_repeated(ray_session, monkeypatch):
     actor = ray.remote(ForgetfulActor).options(num_cpus=0.1, max_concurrency=4).remote()
     calls = [Call(("ada",), "work", (number,)) for number in range(3)]
     answers = carry_out(calls, {("ada",): Alone(actor)}, RenderServerConfig())
-    assert dict(answers) == {0: 0, 1: 1, 2: 2}
+    assert values(answers) == {0: 0, 1: 1, 2: 2}
     ray.kill(actor)
+
+
+class Numbered:
+    """Answers at once with its number."""
+
+    def __init__(self, number):
+        self.work, self.number = self, number
+
+    def remote(self):
+        return ray.put(self.number)
 
 
 @pytest.mark.parametrize(("count", "first", "wanted"), [(3, 0, 0), (3, 4, 1), (1, 7, 0)])
 def test_of_equally_busy_servers_the_preferred_one_is_asked(ray_session, count, first, wanted):
-    class Server:
-        def __init__(self, number):
-            self.work = self
-            self.number = number
-
-        def remote(self):
-            return ray.put(self.number)
-
     team = Alone(None)
-    team.servers = {number: Server(number) for number in range(count)}
+    team.servers = {number: Numbered(number) for number in range(count)}
     call = Call(("ada",), "work", (), first)
-    assert list(carry_out([call], {("ada",): team}, RenderServerConfig())) == [(0, wanted)]
+    assert list(carry_out([call], {("ada",): team}, RenderServerConfig())) == [(0, wanted, wanted)]
+
+
+def test_keepers_are_asked_as_long_as_they_are_there(ray_session):
+    """However busy they are; calls behind theirs do not wait."""
+    team = Alone(None)
+    team.servers = {number: Numbered(number) for number in range(2)}
+    keepers = [1, 1, 1, 0, 7]
+    calls = [Call(("ada",), "work", (), 0, keeper) for keeper in keepers]
+    answers = list(carry_out(calls, {("ada",): team}, RenderServerConfig(max_in_flight=1)))
+    assert all(answer.value == answer.server for answer in answers)
+    asked = {answer.call: answer.server for answer in answers}
+    assert [asked[number] for number in range(4)] == keepers[:4]
+    assert asked[4] in (0, 1)
 
 
 class NanActor:
@@ -132,7 +151,7 @@ def test_nan_that_comes_again_is_handed_on(ray_session):
     team = Replaced(actor)
     sound = math.isfinite
     calls = [Call(("ada",), "work", (number,), sound=sound) for number in range(3)]
-    answers = dict(carry_out(calls, {("ada",): team}, RenderServerConfig(max_attempts=4)))
+    answers = values(carry_out(calls, {("ada",): team}, RenderServerConfig(max_attempts=4)))
     assert (answers[0], answers[1]) == (0, 1)
     assert math.isnan(answers[2])
     assert team.replacements == 2  # the servers that were the first to answer NaN

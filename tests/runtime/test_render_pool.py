@@ -11,6 +11,7 @@ from runtime_fakes import (
     BrokenFactory,
     SineFactory,
     SineRenderer,
+    UnevenFactory,
     assert_same,
     gradients,
     random_request,
@@ -116,6 +117,23 @@ def test_two_replicas_give_the_same_answer_and_share_the_work(ray_session, folde
         pool.close()
 
 
+def test_a_gradient_goes_to_the_server_that_has_kept_its_picture(ray_session, tmp_path):
+    """Also where another server would be free earlier: nothing is rendered twice."""
+    config = RenderServerConfig(resources=RoleResources(0.25), replicas=2, max_batch=1)
+    pool = start_servers([ServerSpec(("ada",), UnevenFactory(tmp_path, 0.1), config)], "uneven")
+    try:
+        request = random_request(("ada",) * 7)
+        found = gradients(pool.render, request)
+        done = [(server.renders, server.gradients) for server in pool.health()]
+        worked = len(list(tmp_path.glob("working_*")))
+        assert_same(found, gradients(SineRenderer(tmp_path), request))
+        assert sorted(renders for renders, _ in done) != [3, 4]  # one was faster
+        assert all(renders == gradients for renders, gradients in done)
+        assert worked == 7 + 7
+    finally:
+        pool.close()
+
+
 def test_more_subjects_than_fit_are_loaded_on_demand_where_they_are_wanted(ray_session, folder):
     config = replace(CONFIG, replicas=2, loaded_subjects=1)
     pool = start_servers([ServerSpec(("ada", "ben", "cy"), SineFactory(folder), config)], "many")
@@ -191,7 +209,11 @@ def test_server_dead_for_good_is_replaced(ray_session, folder):
         request = random_request(("ada",))
         stale = pickle.loads(ray.cloudpickle.dumps(pool))  # another client
         first = pool.health()[0].load.process_id
-        ray.kill(pool._teams[0].permanent[0], no_restart=True)
+        server = pool._teams[0].permanent[0]
+        ray.kill(server, no_restart=True)
+        with pytest.raises(ray.exceptions.RayActorError):  # it may answer a little longer
+            for _ in range(1000):
+                ray.get(server.load.remote())
         expected = SineRenderer(folder)(request).rgba
         torch.testing.assert_close(pool.render(request).rgba, expected, rtol=0, atol=0)
         torch.testing.assert_close(stale.render(request).rgba, expected, rtol=0, atol=0)
