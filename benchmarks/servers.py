@@ -2,10 +2,11 @@
 
     python benchmarks/servers.py [person] [hydra overrides]
 
-The client asks for 8 pictures (224 x 224) at a time, and for 16, of which two servers get half
-each. No two pictures are equal, as a server keeps equal requests' histories once. All ways take
-turns, a second each, so that the machine's moods meet all of them; medians of the turns, and of the
-ratios within a turn. Wall-clock time: other work on the machine shows. Each server has one thread.
+The client asks for 8 pictures (224 x 224) at a time, and for 32, as a training step does
+(experiment=full), in calls of 8. No two pictures are equal, as a server keeps equal requests'
+histories once. All ways take turns, a second each, so that the machine's moods meet all of them;
+medians of the turns, and of the ratios within a turn. Wall-clock time: other work on the machine
+shows. Each server has one thread.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from posegen_ray.studio import Studio
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import load_subject
 
-SIZE, BATCH, SECONDS, TURNS = 224, 8, 1.0, 12
+SIZE, BATCH, STEP, SECONDS, TURNS = 224, 8, 32, 1.0, 12
 CAMERA = ("rotation", "translation", "focal", "principal")
 
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"fitting {job.name}")
         job.run(lambda _: None)
     studio = Studio(config, ((job.name, str(job.folder)),))
-    eight, sixteen = (scene(studio, job.name, count, SIZE).request for count in (BATCH, 2 * BATCH))
+    few, many = (scene(studio, job.name, count, SIZE).request for count in (BATCH, STEP))
     local = make_renderer(config.renderer, {job.name: load_subject(job.folder)})
     with RaySession(config.runtime):
         one, two = (
@@ -57,10 +58,10 @@ def main(arguments: Sequence[str]) -> None:
             for count in (1, 2)
         )
         ways = {
-            "in process": (local, eight),
-            "one server": (one, eight),
-            "one server, 16 at a time": (one, sixteen),
-            "two servers, 16 at a time": (two, sixteen),
+            "in process": (local, few),
+            "one server": (one, few),
+            "one server, 32 at a time": (one, many),
+            "two servers, 32 at a time": (two, many),
         }
         forward = turns([drawing(*way) for way in ways.values()])
         both = turns([drawing_and_pulling_back(*way) for way in ways.values()])
