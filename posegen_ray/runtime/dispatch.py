@@ -160,6 +160,8 @@ class _Dispatch:
             servers = team.servers
             for index in list(queue):
                 number = self._idlest(group, servers, index)
+                if number is None and self._calls[index].keeper is None:
+                    break  # all are at the bound, so those behind it would be looked at in vain
                 if number is None:
                     continue
                 queue.remove(index)

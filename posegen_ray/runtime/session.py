@@ -30,7 +30,7 @@ _RAY_SETTINGS = {
     "RAY_memory_monitor_refresh_ms": "1000",
 }
 # The same for a private cluster. Pictures of a call come with its answer instead of through the
-# object store, which costs a render server 2 to 3 % of its time; Ray's own bound is 100 kB.
+# object store, which costs 2 to 4 % of two busy cores; Ray's own bound is 100 kB.
 _PRIVATE_RAY_SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_max_direct_call_object_size": str(2 * 2**20),
