@@ -2,11 +2,12 @@
 
     python benchmarks/servers.py [person] [hydra overrides]
 
-The client asks for 8 pictures (224 x 224) at a time, and for 32, as a training step does
-(experiment=full), in calls of 8. No two pictures are equal, as a server keeps equal requests'
-histories once. All ways take turns, a second each, so that the machine's moods meet all of them;
-medians of the turns, and of the ratios within a turn. Wall-clock time: other work on the machine
-shows. Each server has one thread.
+A client asks for 8 pictures (224 x 224) at a time, or for 32, as a training step does
+(experiment=full), in calls of 8, and waits for them. A lone client leaves a server idle while it
+waits for the other one; two clients, as train workers or streams are, keep both busy. No two
+pictures are equal, as a server keeps equal requests' histories once. All ways take turns, three
+seconds each, so that the machine's moods meet all of them; medians of the turns, and of the ratios
+within a turn. Wall-clock time: other work on the machine shows. Each server has one thread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
@@ -32,7 +34,7 @@ from posegen_ray.studio import Studio
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import load_subject
 
-SIZE, BATCH, STEP, SECONDS, TURNS = 224, 8, 32, 1.0, 12
+SIZE, BATCH, STEP, SECONDS, TURNS = 224, 8, 32, 3.0, 6
 CAMERA = ("rotation", "translation", "focal", "principal")
 
 
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str]) -> None:
         print(f"fitting {job.name}")
         job.run(lambda _: None)
     studio = Studio(config, ((job.name, str(job.folder)),))
-    few, many = (scene(studio, job.name, count, SIZE).request for count in (BATCH, STEP))
+    few = scene(studio, job.name, BATCH, SIZE).request
+    whole = scene(studio, job.name, 2 * STEP, SIZE).request
+    many, others = whole[[*range(STEP)]], whole[[*range(STEP, 2 * STEP)]]
     local = make_renderer(config.renderer, {job.name: load_subject(job.folder)})
     with RaySession(config.runtime):
         one, two = (
@@ -57,24 +61,28 @@ def main(arguments: Sequence[str]) -> None:
             ).render_fn()
             for count in (1, 2)
         )
-        ways = {
-            "in process": (local, few),
-            "one server": (one, few),
-            "one server, 32 at a time": (one, many),
-            "two servers, 32 at a time": (two, many),
+        ways: dict[str, list[tuple[RenderFn, RenderRequest]]] = {
+            "in process": [(local, few)],
+            "one server": [(one, few)],
+            "one server, 32 at a time": [(one, many)],
+            "two servers, 32 at a time": [(two, many)],
+            "one server, two clients": [(one, many), (one, others)],
+            "two servers, two clients": [(two, many), (two, others)],
         }
-        forward = turns([drawing(*way) for way in ways.values()])
-        both = turns([drawing_and_pulling_back(*way) for way in ways.values()])
+        forward, both = (
+            turns([[make(*client) for client in clients] for clients in ways.values()])
+            for make in (drawing, drawing_and_pulling_back)
+        )
 
     print(f"{'images a second':26}{'forward':>10}{'with gradient':>15}")
     for label, *rates in zip(ways, forward, both, strict=True):
         print(f"{label:26}{median(rates[0]):>10.1f}{median(rates[1]):>15.1f}")
-    print(
-        "one server against in process:", *(ratio(rates[1], rates[0]) for rates in (forward, both))
-    )
-    print(
-        "two servers against one:      ", *(ratio(rates[3], rates[2]) for rates in (forward, both))
-    )
+    for label, ours, theirs in (
+        ("one server against in process", 1, 0),
+        ("two servers against one", 3, 2),
+        ("the same, two clients", 5, 4),
+    ):
+        print(f"{label:30}", *(ratio(rates[ours], rates[theirs]) for rates in (forward, both)))
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -110,21 +118,31 @@ def drawing_and_pulling_back(render: RenderFn, request: RenderRequest) -> Callab
     return both
 
 
-def turns(ways: Sequence[Callable[[], int]]) -> list[list[float]]:
-    """How many a second, for each way in each turn."""
-    for way in ways:
-        way()
+def turns(ways: Sequence[Sequence[Callable[[], int]]]) -> list[list[float]]:
+    """How many a second the clients of each way get together in each turn."""
+    for clients in ways:
+        for client in clients:
+            client()
     rates: list[list[float]] = [[] for _ in ways]
     for _ in range(TURNS):
-        for way, found in zip(ways, rates, strict=True):
-            found.append(per_second(way))
+        for clients, found in zip(ways, rates, strict=True):
+            found.append(per_second(clients))
     return rates
 
 
-def per_second(way: Callable[[], int]) -> float:
-    start, done = time.perf_counter(), 0
-    while time.perf_counter() < start + SECONDS:
-        done += way()
+def per_second(clients: Sequence[Callable[[], int]]) -> float:
+    """Until the last has its pictures: no client stops in the middle of a request."""
+    start = time.perf_counter()
+
+    def ask(client: Callable[[], int]) -> int:
+        done = 0
+        while time.perf_counter() < start + SECONDS:
+            done += client()
+        return done
+
+    with ThreadPoolExecutor(len(clients)) as threads:
+        others = [threads.submit(ask, client) for client in clients[1:]]
+        done = ask(clients[0]) + sum(other.result() for other in others)
     return done / (time.perf_counter() - start)
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import ray
 
@@ -36,6 +36,7 @@ class ArrayRenderer(Protocol):
         """Gradients of sum(gradient * picture) to the request; renders again where need be."""
 
 
+Answer = TypeVar("Answer")
 Load = Callable[[str], ArrayRenderer]  # makes a subject's renderer; picklable
 
 
@@ -100,14 +101,20 @@ class RenderServer:
 
     @ray.method(concurrency_group="render")
     def render(self, request: RequestArrays, keep: bool = False) -> DrawnPixels:
-        image = self._answer("render", request, keep)
+        def work(renderer: ArrayRenderer) -> DrawnPixels:
+            return DrawnPixels.of(renderer.render_arrays(request, keep))
+
+        drawn = self._answer("render", request, work)
         self._renders += 1
         self._pictures += len(request)
-        return DrawnPixels.of(image)
+        return drawn
 
     @ray.method(concurrency_group="render")
     def vjp(self, request: RequestArrays, gradient: DrawnPixels) -> RequestArrays:
-        gradients = self._answer("vjp", request, gradient.pictures())
+        def work(renderer: ArrayRenderer) -> RequestArrays:
+            return renderer.vjp_arrays(request, gradient.pictures())
+
+        gradients = self._answer("vjp", request, work)
         self._gradients += 1
         return gradients
 
@@ -144,14 +151,12 @@ class RenderServer:
             self._colleagues = now
         return self._colleagues
 
-    def _answer(self, method: str, request: RequestArrays, rest: Any) -> Any:
+    def _answer(
+        self, method: str, request: RequestArrays, work: Callable[[ArrayRenderer], Answer]
+    ) -> Answer:
+        """All that takes memory happens in the queue's thread: it uses the same again and again."""
         came = time.monotonic()
-
-        def work() -> Any:
-            renderer = self._cache.get(request.subjects[0])
-            return getattr(renderer, f"{method}_arrays")(request, rest)
-
-        answer = self._queue.run(work)
+        answer = self._queue.run(lambda: work(self._cache.get(request.subjects[0])))
         self._metrics.answered(method, len(request), time.monotonic() - came, self._queue.waiting)
         self._metrics.subjects(self._cache)
         return answer

@@ -30,9 +30,12 @@ _RAY_SETTINGS = {
     "RAY_memory_monitor_refresh_ms": "1000",
 }
 # The same for a private cluster. Pictures of a call come with its answer instead of through the
-# object store, which costs 2 to 4 % of two busy cores; Ray's own bound is 100 kB.
+# object store, which costs 2 to 4 % of two busy cores; Ray's own bound is 100 kB. No workers are
+# started in advance: they would lack our environment (`worker_environment`), so nothing could use
+# them, but there would be one for each CPU (80 MB, and 0.8 % of a core to do nothing).
 _PRIVATE_RAY_SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_max_direct_call_object_size": str(2 * 2**20),
 }
 _CONNECT_S = 5.0  # to a running cluster

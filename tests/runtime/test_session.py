@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -57,6 +58,26 @@ def test_workers_get_threads_and_caches(monkeypatch, tmp_path):
     assert variables["OMP_NUM_THREADS"] == "2"
     assert variables["POSEGEN_CACHE"] == str(tmp_path)
     assert variables["WARP_CACHE_PATH"].startswith(str(tmp_path))
+
+
+def test_no_workers_are_started_that_nobody_asked_for():
+    script = """
+import time
+
+from posegen_ray.config import RuntimeConfig
+from posegen_ray.runtime.session import RaySession
+
+with RaySession(RuntimeConfig(num_cpus=3)):
+    from ray._private.state import workers
+
+    time.sleep(2.0)
+    print(len(workers()))
+"""
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=alone
+    )
+    assert run.stdout.split()[-1] == "0"
 
 
 def test_long_session_folder_is_refused(monkeypatch):
