@@ -3,11 +3,12 @@
     python benchmarks/servers.py [person] [hydra overrides]
 
 A client asks for 8 pictures (224 x 224) at a time, or for 32, as a training step does
-(experiment=full), in calls of 8, and waits for them. A lone client leaves a server idle while it
-waits for the other one; two clients, as train workers or streams are, keep both busy. No two
-pictures are equal, as a server keeps equal requests' histories once. All ways take turns, three
-seconds each, so that the machine's moods meet all of them; medians of the turns, and of the ratios
-within a turn. Wall-clock time: other work on the machine shows. Each server has one thread.
+(experiment=full), in calls of 8, and waits for them. A lone client leaves one server idle while it
+waits for the other; two clients keep both busy. They are threads that do nothing but ask, each with
+a pool of its own. No two pictures are equal, and all have their history kept (a server keeps eight
+calls), so that nothing is drawn again. Ways take turns of three seconds, so that the machine's
+moods meet all of them; medians of the turns, and of the ratios within a turn. Wall-clock time:
+other work on the machine shows. Each server has one thread.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median, quantiles
 
+import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -28,7 +30,7 @@ from render import scene
 from posegen_ray.compose import compose_config
 from posegen_ray.jobs import FitPerson
 from posegen_ray.records import RenderFn, RenderRequest
-from posegen_ray.runtime.render_pool import start_pool
+from posegen_ray.runtime.render_pool import RenderPool, start_pool
 from posegen_ray.runtime.session import RaySession
 from posegen_ray.studio import Studio
 from posegen_ray.subjects.render import make_renderer
@@ -49,25 +51,25 @@ def main(arguments: Sequence[str]) -> None:
     studio = Studio(config, ((job.name, str(job.folder)),))
     few = scene(studio, job.name, BATCH, SIZE).request
     whole = scene(studio, job.name, 2 * STEP, SIZE).request
-    many, others = whole[[*range(STEP)]], whole[[*range(STEP, 2 * STEP)]]
+    many, others = (whole[[*range(first, 2 * STEP, 2)]] for first in (0, 1))
     local = make_renderer(config.renderer, {job.name: load_subject(job.folder)})
     with RaySession(config.runtime):
         one, two = (
             start_pool(
-                replace(config.runtime.render, replicas=count),
+                replace(config.runtime.render, replicas=count, max_replicas=0),
                 {job.name: Path(job.folder)},
                 config.renderer,
                 threads=1,
-            ).render_fn()
+            )
             for count in (1, 2)
         )
         ways: dict[str, list[tuple[RenderFn, RenderRequest]]] = {
             "in process": [(local, few)],
-            "one server": [(one, few)],
-            "one server, 32 at a time": [(one, many)],
-            "two servers, 32 at a time": [(two, many)],
-            "one server, two clients": [(one, many), (one, others)],
-            "two servers, two clients": [(two, many), (two, others)],
+            "one server": [(one.render_fn(), few)],
+            "one server, 32 at a time": [(one.render_fn(), many)],
+            "two servers, 32 at a time": [(two.render_fn(), many)],
+            "one server, two clients": [(client_of(one), many), (client_of(one), others)],
+            "two servers, two clients": [(client_of(two), many), (client_of(two), others)],
         }
         forward, both = (
             turns([[make(*client) for client in clients] for clients in ways.values()])
@@ -83,6 +85,12 @@ def main(arguments: Sequence[str]) -> None:
         ("the same, two clients", 5, 4),
     ):
         print(f"{label:30}", *(ratio(rates[ours], rates[theirs]) for rates in (forward, both)))
+
+
+def client_of(pool: RenderPool) -> RenderFn:
+    """The same servers, asked as by another process."""
+    copied: RenderPool = ray.cloudpickle.loads(ray.cloudpickle.dumps(pool))
+    return copied.render_fn()
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
@@ -131,7 +139,7 @@ def turns(ways: Sequence[Sequence[Callable[[], int]]]) -> list[list[float]]:
 
 
 def per_second(clients: Sequence[Callable[[], int]]) -> float:
-    """Until the last has its pictures: no client stops in the middle of a request."""
+    """Until the last answer: a request that has begun is finished, though the other client has."""
     start = time.perf_counter()
 
     def ask(client: Callable[[], int]) -> int:

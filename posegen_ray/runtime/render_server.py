@@ -36,7 +36,7 @@ class ArrayRenderer(Protocol):
         """Gradients of sum(gradient * picture) to the request; renders again where need be."""
 
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Load = Callable[[str], ArrayRenderer]  # makes a subject's renderer; picklable
 
 
@@ -102,21 +102,21 @@ class RenderServer:
     @ray.method(concurrency_group="render")
     def render(self, request: RequestArrays, keep: bool = False) -> DrawnPixels:
         def work(renderer: ArrayRenderer) -> DrawnPixels:
-            return DrawnPixels.of(renderer.render_arrays(request, keep))
+            drawn = DrawnPixels.of(renderer.render_arrays(request, keep))
+            self._renders += 1
+            self._pictures += len(request)
+            return drawn
 
-        drawn = self._answer("render", request, work)
-        self._renders += 1
-        self._pictures += len(request)
-        return drawn
+        return self._answer("render", request, work)
 
     @ray.method(concurrency_group="render")
     def vjp(self, request: RequestArrays, gradient: DrawnPixels) -> RequestArrays:
         def work(renderer: ArrayRenderer) -> RequestArrays:
-            return renderer.vjp_arrays(request, gradient.pictures())
+            gradients = renderer.vjp_arrays(request, gradient.pictures())
+            self._gradients += 1
+            return gradients
 
-        gradients = self._answer("vjp", request, work)
-        self._gradients += 1
-        return gradients
+        return self._answer("vjp", request, work)
 
     @ray.method(concurrency_group="control")
     def load(self) -> ServerLoad:
@@ -152,14 +152,19 @@ class RenderServer:
         return self._colleagues
 
     def _answer(
-        self, method: str, request: RequestArrays, work: Callable[[ArrayRenderer], Answer]
-    ) -> Answer:
-        """All that takes memory happens in the queue's thread: it uses the same again and again."""
+        self, method: str, request: RequestArrays, work: Callable[[ArrayRenderer], Result]
+    ) -> Result:
+        """Works and counts in the queue's thread: calls come in many."""
         came = time.monotonic()
-        answer = self._queue.run(lambda: work(self._cache.get(request.subjects[0])))
-        self._metrics.answered(method, len(request), time.monotonic() - came, self._queue.waiting)
-        self._metrics.subjects(self._cache)
-        return answer
+
+        def turn() -> Result:
+            result = work(self._cache.get(request.subjects[0]))
+            seconds = time.monotonic() - came
+            self._metrics.answered(method, len(request), seconds, self._queue.waiting)
+            self._metrics.subjects(self._cache)
+            return result
+
+        return self._queue.run(turn)
 
 
 def memory_mb(process: str = "self") -> float:

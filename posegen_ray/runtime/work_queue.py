@@ -1,6 +1,7 @@
 """One call at a time, in one thread. Knows who waits, for how long, and how long the present takes.
 
-One thread, since memory that each of several threads has freed stays with that thread.
+One thread: where each had a heap of its own, memory that several had freed stayed with them, and
+even with a common heap each would find its processor's caches cold.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class WorkQueue:
@@ -37,14 +38,14 @@ class WorkQueue:
             self._note()
             return self._busy_s, self._waited_s
 
-    def run(self, call: Callable[[], Answer]) -> Answer:
+    def run(self, call: Callable[[], Result]) -> Result:
         """Waits for the call's turn, and for its answer. Raises what it raises."""
         with self._book:
             self._note()
             self.waiting += 1
         return self._worker.submit(self._measured, call).result()
 
-    def _measured(self, call: Callable[[], Answer]) -> Answer:
+    def _measured(self, call: Callable[[], Result]) -> Result:
         with self._book:
             self._since = self._note()
             self.waiting -= 1

@@ -60,24 +60,34 @@ def test_workers_get_threads_and_caches(monkeypatch, tmp_path):
     assert variables["WARP_CACHE_PATH"].startswith(str(tmp_path))
 
 
-def test_no_workers_are_started_that_nobody_asked_for():
+def test_workers_are_started_when_they_are_asked_for_and_not_before():
     script = """
 import time
+
+import ray
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.runtime.session import RaySession
 
-with RaySession(RuntimeConfig(num_cpus=3)):
+
+@ray.remote
+class Worker:
+    def ready(self):
+        pass
+
+
+with RaySession(RuntimeConfig(num_cpus=3, object_store_mb=100)):
     from ray._private.state import workers
 
     time.sleep(2.0)
-    print(len(workers()))
+    before = len(workers())
+    worker = Worker.remote()
+    ray.get(worker.ready.remote())
+    print(before, len(workers()) - before)
 """
     alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=alone
-    )
-    assert run.stdout.split()[-1] == "0"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=alone)
+    assert run.stdout.split()[-2:] == ["0", "1"], run.stderr
 
 
 def test_long_session_folder_is_refused(monkeypatch):
