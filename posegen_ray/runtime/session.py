@@ -32,7 +32,7 @@ _RAY_SETTINGS = {
 # The same for a private cluster. Pictures of a call come with its answer instead of through the
 # object store, which costs 2 to 4 % of two busy cores; Ray's own bound is 100 kB. No workers are
 # started in advance: they would lack our environment (`worker_environment`), so nothing could use
-# them, but there would be one for each CPU (80 MB, and 0.8 % of a core to do nothing).
+# them, but there would be one for each slot of num_cpus (80 MB, and 0.8 % of a core to do nothing).
 _PRIVATE_RAY_SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_prestart_worker_first_driver": "0",
