@@ -4,11 +4,11 @@
 
 A client asks for 8 pictures (224 x 224) at a time, or for 32, as a training step does
 (experiment=full), in calls of 8, and waits for them. A lone client leaves one server idle while it
-waits for the other; two clients keep both busy. They are threads that do nothing but ask, each with
-a pool of its own. No two pictures are equal, and all have their history kept (a server keeps eight
-calls), so that nothing is drawn again. Ways take turns of three seconds, so that the machine's
-moods meet all of them; medians of the turns, and of the ratios within a turn. Wall-clock time:
-other work on the machine shows. Each server has one thread.
+waits for the other; of two clients each may fill the other's gaps. They are threads of one process
+that do nothing but ask, each with a pool of its own. No two pictures are equal, and all have their
+history kept (a server keeps eight calls), so that nothing is drawn again. Ways take turns of three
+seconds, so that the machine's moods meet all of them; medians of the turns, and of the ratios
+within a turn. Wall-clock time: other work on the machine shows. Each server has one thread.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def client_of(pool: RenderPool) -> RenderFn:
-    """The same servers, asked as by another process."""
+    """The same servers by a pool of its own, as another client has."""
     copied: RenderPool = ray.cloudpickle.loads(ray.cloudpickle.dumps(pool))
     return copied.render_fn()
 

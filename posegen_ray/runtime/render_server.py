@@ -154,14 +154,15 @@ class RenderServer:
     def _answer(
         self, method: str, request: RequestArrays, work: Callable[[ArrayRenderer], Result]
     ) -> Result:
-        """Works and counts in the queue's thread: calls come in many."""
+        """Works and counts in the queue's one thread, whichever of 32 the call came in."""
         came = time.monotonic()
 
         def turn() -> Result:
-            result = work(self._cache.get(request.subjects[0]))
+            renderer = self._cache.get(request.subjects[0])
+            self._metrics.subjects(self._cache)
+            result = work(renderer)
             seconds = time.monotonic() - came
             self._metrics.answered(method, len(request), seconds, self._queue.waiting)
-            self._metrics.subjects(self._cache)
             return result
 
         return self._queue.run(turn)

@@ -1,7 +1,7 @@
 """One call at a time, in one thread. Knows who waits, for how long, and how long the present takes.
 
-One thread: where each had a heap of its own, memory that several had freed stayed with them, and
-even with a common heap each would find its processor's caches cold.
+One thread, since memory that each of several threads had freed stayed with that thread, where each
+had a heap of its own (without MALLOC_ARENA_MAX=1, see `runtime.session`).
 """
 
 from __future__ import annotations

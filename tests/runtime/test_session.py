@@ -87,7 +87,7 @@ with RaySession(RuntimeConfig(num_cpus=3, object_store_mb=100)):
 """
     alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=alone)
-    assert run.stdout.split()[-2:] == ["0", "1"], run.stderr
+    assert (run.stdout.split()[-2:], run.returncode) == (["0", "1"], 0), run.stderr
 
 
 def test_long_session_folder_is_refused(monkeypatch):
