@@ -7,8 +7,9 @@ A client asks for 8 pictures (224 x 224) at a time, or for 32, as a training ste
 waits for the other; of two clients each may fill the other's gaps. They are threads of one process
 that do nothing but ask, each with a pool of its own. No two pictures are equal, and all have their
 history kept (a server keeps eight calls), so that nothing is drawn again. Ways take turns of three
-seconds, so that the machine's moods meet all of them; medians of the turns, and of the ratios
-within a turn. Wall-clock time: other work on the machine shows. Each server has one thread.
+seconds, every other time in reverse order, so that the machine's moods meet all of them; medians of
+the turns, and of the ratios within a turn. Wall-clock time: other work on the machine shows. Each
+server has one thread.
 """
 
 from __future__ import annotations
@@ -128,23 +129,23 @@ def drawing_and_pulling_back(render: RenderFn, request: RenderRequest) -> Callab
 
 def turns(ways: Sequence[Sequence[Callable[[], int]]]) -> list[list[float]]:
     """How many a second the clients of each way get together in each turn."""
-    for clients in ways:
-        for client in clients:
-            client()
+    for clients in ways:  # first calls are slower
+        per_second(clients, seconds=0)
     rates: list[list[float]] = [[] for _ in ways]
-    for _ in range(TURNS):
-        for clients, found in zip(ways, rates, strict=True):
+    for turn in range(TURNS):
+        order = list(zip(ways, rates, strict=True))
+        for clients, found in reversed(order) if turn % 2 else order:
             found.append(per_second(clients))
     return rates
 
 
-def per_second(clients: Sequence[Callable[[], int]]) -> float:
+def per_second(clients: Sequence[Callable[[], int]], seconds: float = SECONDS) -> float:
     """Until the last answer: a request that has begun is finished, though the other client has."""
     start = time.perf_counter()
 
     def ask(client: Callable[[], int]) -> int:
-        done = 0
-        while time.perf_counter() < start + SECONDS:
+        done = client()
+        while time.perf_counter() < start + seconds:
             done += client()
         return done
 

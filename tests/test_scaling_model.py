@@ -63,12 +63,12 @@ def test_shared_cores_bound_the_rate():
     assert math.isclose(sum(found.parts.values()), found.step_s)
 
 
-def test_two_servers_against_one_are_a_fifth_too_hopeful_at_the_most():
-    """docs/benchmarks.md: 1.67 times one, for a lone client; clients and Ray share the cores."""
-    measured = 1.67
+def test_two_servers_against_one_are_15_percent_too_hopeful_at_the_most():
+    """docs/benchmarks.md: 1.73 times one, for a lone client; clients and Ray share the cores."""
+    measured = 1.73
     pieces = replace(HERE, client=0, fixed=0)
     one, two = (predict(pieces, Layout(1, n, 1, batch=32, cores=2)).images_per_s for n in (1, 2))
-    assert measured <= two / one <= 1.2 * measured
+    assert measured <= two / one <= 1.15 * measured
 
 
 def test_tables_name_the_first_bottleneck():

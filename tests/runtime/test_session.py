@@ -3,11 +3,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from posegen_ray.config import RuntimeConfig
 from posegen_ray.errors import ResourceError
 from posegen_ray.runtime.capacity import find_places, free_nodes
+from posegen_ray.runtime.pixels import DrawnPixels
 from posegen_ray.runtime.session import RaySession, worker_environment
 
 
@@ -88,6 +90,21 @@ with RaySession(RuntimeConfig(num_cpus=3, object_store_mb=100)):
     alone = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=alone)
     assert (run.stdout.split()[-2:], run.returncode) == (["0", "1"], 0), run.stderr
+
+
+def test_pictures_come_with_their_answer_instead_of_through_the_object_store(ray_session):
+    import ray
+
+    @ray.remote
+    def draw() -> DrawnPixels:  # eight people as large as a user's, 224 x 224
+        pictures = np.zeros((8, 224, 224, 4), np.float32)
+        pictures[:, 40:184, 90:134] = 0.5  # 6,336 pixels
+        return DrawnPixels.of(pictures)
+
+    answer = draw.remote()
+    ray.wait([answer])
+    assert ray.experimental.get_object_locations([answer])[answer]["node_ids"] == []
+    assert len(ray.get(answer).row) == 8 * 144 * 44
 
 
 def test_long_session_folder_is_refused(monkeypatch):
