@@ -63,6 +63,7 @@ CHECKS = (
         gpus=2,
     ),
     Check("benchmark: pieces of a step", ("benchmarks/training_step.py", "cuda", "32")),
+    Check("benchmark: rendering", ("benchmarks/render.py", "runtime.device=cuda")),
 )
 
 

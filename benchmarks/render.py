@@ -2,17 +2,18 @@
 
     python benchmarks/render.py [person] [--json FILE] [hydra overrides]
 
-One thread. Each row: frames of real motion, the person about 65 % of the picture's height, eight
-camera directions; CPU time, the best of several repetitions. Gradients go to the bones and to every
-camera tensor. The person is fitted when missing. FILE gets a list of rows: renderer, device,
-threads, size, batch, forward_ips, forward_backward_ips (images a second).
+One thread, and with runtime.device=cuda a GPU, where all tensors lie. Each row: frames of real
+motion, the person about 65 % of the picture's height, eight camera directions; CPU time (on a GPU
+wall-clock time, when it has finished), the best of several repetitions. Gradients go to the bones
+and to every camera tensor. The person is fitted when missing. FILE gets a list of rows: renderer,
+device, threads, size, batch, forward_ips, forward_backward_ips (images a second).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +21,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import warp as wp
 from torch import Tensor
 
 from posegen_ray.body.camera import Camera, orbit
+from posegen_ray.body.model import BodyModel
 from posegen_ray.compose import compose_config
 from posegen_ray.config import AnerfConfig
 from posegen_ray.jobs import FitPerson
@@ -36,7 +39,7 @@ from posegen_ray.subjects.light import brightness, towards_camera
 from posegen_ray.subjects.render import Renderer, make_renderer
 from posegen_ray.subjects.render_fused import FusedModel, ray_slopes, to_camera_bones
 from posegen_ray.subjects.store import VoxelSubject, load_subject
-from posegen_ray.subjects.warp_cache import prepare
+from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 SHARE = 0.65  # of the picture's height that the person takes
 DISTANCE = 4.0  # metres
@@ -64,6 +67,15 @@ class Scene:
     request: RenderRequest
     poses: PoseBatch
     shape: Tensor  # [1, S]
+    body: BodyModel
+
+    def to(self, device: torch.device) -> Scene:
+        """The same elsewhere, with a body of its own."""
+        request = RenderRequest(
+            self.request.subjects, self.request.bones.to(device), self.request.camera.to(device)
+        )
+        body = copy.deepcopy(self.body).to(device)
+        return Scene(request, self.poses.to(device), self.shape.to(device), body)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -81,26 +93,31 @@ def main(arguments: Sequence[str]) -> None:
         print(f"fitting {job.name}")
         job.run(lambda _: None)
     studio = Studio(config, ((job.name, str(job.folder)),))
+    device = torch.device(config.runtime.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    print(f"{where}, torch {torch.__version__}, warp {wp.__version__}")
     for module in (lattice_kernels, march_kernels):
-        prepare("cpu", module.__name__)
-    before = resident_mb()
+        prepare(warp_device_name(device), module.__name__)
+    before, _ = memory_mb()
     subject = load_subject(job.folder)
     assert isinstance(subject, VoxelSubject)
     print(f"{job.name}: {len(subject.lattice.tets)} tetrahedra, {subject.manifest.quality}")
-    fused = make_renderer(config.renderer, {job.name: subject})
+    fused = make_renderer(config.renderer, {job.name: subject}, device)
+
+    def seen(batch: int, size: int, share: float = SHARE) -> Scene:
+        return scene(studio, job.name, batch, size, share).to(device)
 
     print(f"\n{'':30}{'pixels':>8}{'images/s':>10}{'with gradient':>15}")
     rows = []
     for size in (112, 224, 448):
         for batch in (1, 2, 4, 8):
-            rows.append(measure("fused", fused, scene(studio, job.name, batch, size), 5))
-    held = resident_mb() - before
-    rows.append(measure("fused, with the body", fused, scene(studio, job.name, 8, 224), 5, studio))
-    far = scene(studio, job.name, 8, 448, 0.5 * SHARE)
-    measure("fused, same person in", fused, far, 5)
-    plain = make_renderer(replace(config.renderer, kind="reference"), {job.name: subject})
-    rows.append(measure("reference", plain, scene(studio, job.name, 1, REFERENCE_SIZE), 1))
-    rows.append(measure_anerf(studio, scene(studio, job.name, 1, 224), subject))
+            rows.append(measure("fused", fused, seen(batch, size), 5))
+    held, most = (now - before for now in memory_mb())
+    rows.append(measure("fused, with the body", fused, seen(8, 224), 5, with_body=True))
+    rows.append(measure("fused, same person in", fused, seen(8, 448, 0.5 * SHARE), 5))
+    plain = make_renderer(replace(config.renderer, kind="reference"), {job.name: subject}, device)
+    rows.append(measure("reference", plain, seen(1, REFERENCE_SIZE), 1))
+    rows.append(measure_anerf(seen(1, 224), subject))
 
     speed = {(r.renderer, r.size, r.batch): r.forward_backward_ips for r in rows}
     slow = speed["fused", REFERENCE_SIZE, 1] / speed["reference", REFERENCE_SIZE, 1]
@@ -110,9 +127,11 @@ def main(arguments: Sequence[str]) -> None:
         f"{slower:.0f} times A-NeRF (224²)"
     )
     print("\nwhere the time goes, 224², batch 8, ms an image")
-    model = FusedModel(subject.lattice, subject.field, subject.light, config.renderer)
-    pieces(model, scene(studio, job.name, 8, 224).request)
-    print(f"\nmemory beyond torch and warp, after batches of 8 at 448²: {held:.0f} MB")
+    model = FusedModel(subject.lattice, subject.field, subject.light, config.renderer, device)
+    pieces(model, seen(8, 224).request)
+    print(
+        f"\nmemory beyond torch and warp, batches of 8 at 448²: {held:.0f} MB, at most {most:.0f}"
+    )
     if file:
         Path(file).write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
 
@@ -134,61 +153,74 @@ def scene(studio: Studio, name: str, batch: int, size: int, share: float = SHARE
         size,
         size,
     )
-    return Scene(RenderRequest((name,) * batch, posed.bones.detach(), camera), poses, shape)
+    request = RenderRequest((name,) * batch, posed.bones.detach(), camera)
+    return Scene(request, poses, shape, studio.people.body)
 
 
 def measure(
-    label: str, renderer: Renderer, scene: Scene, repeat: int, studio: Studio | None = None
+    label: str, renderer: Renderer, scene: Scene, repeat: int, *, with_body: bool = False
 ) -> Row:
-    """Prints and returns a row. With a studio, the body's forward kinematics is part of it."""
+    """Prints and returns a row; the body's forward kinematics may be part of it."""
     request, camera = scene.request, scene.request.camera
+    device = request.bones.device
     batch = len(request.subjects)
     seen = renderer.render_arrays(request)[..., 3] > 0.01
 
     def bones(rotations: Tensor) -> Tensor:
-        if studio is None:
+        if not with_body:
             return request.bones
-        return studio.people.body(rotations, scene.shape, scene.poses.translation).bones
+        posed: Tensor = scene.body(rotations, scene.shape, scene.poses.translation).bones
+        return posed
 
     def forward() -> None:
         with torch.no_grad():
-            renderer.render_arrays(replace(request, bones=bones(scene.poses.rotations)))
+            renderer(replace(request, bones=bones(scene.poses.rotations)))
 
     def both() -> None:
-        leaf = request.bones if studio is None else scene.poses.rotations
+        leaf = scene.poses.rotations if with_body else request.bones
         leaf = leaf.clone().requires_grad_()
         names = ("rotation", "translation", "focal", "principal")
         moving = {name: getattr(camera, name).clone().requires_grad_() for name in names}
-        posed = leaf if studio is None else bones(leaf)
+        posed = bones(leaf) if with_body else leaf
         again = replace(request, bones=posed, camera=replace(camera, **moving))
         renderer(again).rgba.square().mean().backward()  # type: ignore[no-untyped-call]
 
     return show(
         label,
+        device,
         camera.height,
         batch,
         float(seen.sum() / batch),
-        batch / best(forward, repeat),
-        batch / best(both, repeat),
+        batch / best(forward, repeat, device),
+        batch / best(both, repeat, device),
     )
 
 
-def show(label: str, size: int, batch: int, pixels: float, forward: float, both: float) -> Row:
+def show(
+    label: str,
+    device: torch.device,
+    size: int,
+    batch: int,
+    pixels: float,
+    forward: float,
+    both: float,
+) -> Row:
     title = f"{label}, {size}², {batch}"
     digits = 1 if both > 1 else 4
     print(f"{title:30}{pixels:>8.0f}{forward:>10.{digits}f}{both:>15.{digits}f}", flush=True)
-    return Row(label, "cpu", torch.get_num_threads(), size, batch, forward, both)
+    return Row(label, str(device), torch.get_num_threads(), size, batch, forward, both)
 
 
-def measure_anerf(studio: Studio, scene: Scene, subject: VoxelSubject) -> Row:
+def measure_anerf(scene: Scene, subject: VoxelSubject) -> Row:
     """A-NeRF in its published size and bounds, untrained; a part of its rays, extrapolated."""
     request = scene.request
-    joints = (
-        studio.people.body(torch.eye(3).expand(1, 24, 3, 3), subject.shape[None]).joints[0].detach()
-    )
-    network = SkeletonField(joints, AnerfConfig()).requires_grad_(False)
+    device = request.bones.device
+    rest = torch.eye(3, device=device).expand(1, 24, 3, 3)
+    joints = scene.body(rest, subject.shape[None].to(device)).joints[0].detach()
+    network = SkeletonField(joints, AnerfConfig()).to(device).requires_grad_(False)
     bundle = cast(request.camera, request.bones[0], joints)
     some = torch.arange(0, len(bundle.pixel), len(bundle.pixel) // ANERF_RAYS)[:ANERF_RAYS]
+    some = some.to(device)
     near, far, direction = bundle.near[some], bundle.far[some], bundle.direction[some]
 
     def draw(bones: Tensor) -> Tensor:
@@ -205,8 +237,9 @@ def measure_anerf(studio: Studio, scene: Scene, subject: VoxelSubject) -> Row:
         draw(bones).square().mean().backward()  # type: ignore[no-untyped-call]
 
     share = len(bundle.pixel) / len(some)
-    forward_s, both_s = share * best(forward, 1), share * best(with_gradient, 1)
-    row = show("A-NeRF", request.camera.height, 1, len(bundle.pixel), 1 / forward_s, 1 / both_s)
+    forward_s, both_s = (share * best(step, 1, device) for step in (forward, with_gradient))
+    size, rays = request.camera.height, len(bundle.pixel)
+    row = show("A-NeRF", device, size, 1, rays, 1 / forward_s, 1 / both_s)
     print(f"  ({len(some)} of its rays drawn: {forward_s:.0f} s and {both_s:.0f} s a picture)")
     return row
 
@@ -235,25 +268,31 @@ def pieces(model: FusedModel, request: RenderRequest) -> None:
         ("pull back", lambda: model.pull_back(view, points, slopes, lit, rgba, samples, ones)),
     ]
     for name, step in steps:
-        print(f"  {name:22}{1000 * best(step, 5) / batch:6.2f}")
+        print(f"  {name:22}{1000 * best(step, 5, model.device) / batch:6.2f}")
     print(f"  rays that meet the lattice: {len(rgba) / batch:.0f} an image")
     print(f"  samples a ray: {(int(samples.last.max()) + 1) / len(rgba):.1f}")
 
 
-def best(step: Callable[[], object], repeat: int) -> float:
-    """Seconds of CPU time, the least of so many repetitions after a first one."""
-    step()
+def best(step: Callable[[], object], repeat: int, device: torch.device) -> float:
+    """Seconds of CPU time, on a GPU of wall-clock time: the least of so many repetitions after a
+    first one."""
+    on_gpu = device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
     times = []
-    for _ in range(repeat):
-        start = time.process_time()
+    for _ in range(repeat + 1):
+        start = clock()
         step()
-        times.append(time.process_time() - start)
-    return min(times)
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        times.append(clock() - start)
+    return min(times[1:])
 
 
-def resident_mb() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory_mb(process: int | str = "self") -> tuple[float, float]:
+    """Resident memory of a process here: now, and the most that it had."""
+    words = Path(f"/proc/{process}/status").read_text().split()
+    now, most = (float(words[words.index(name) + 1]) for name in ("VmRSS:", "VmHWM:"))
+    return now * 1024 / 1e6, most * 1024 / 1e6
 
 
 if __name__ == "__main__":

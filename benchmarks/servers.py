@@ -6,14 +6,16 @@ A client asks for 8 pictures (224 x 224) at a time, or for 32, as a training ste
 (experiment=full), in calls of 8, and waits for them. A lone client leaves one server idle while it
 waits for the other; of two clients each may fill the other's gaps. They are threads of one process
 that do nothing but ask, each with a pool of its own. No two pictures are equal, and all have their
-history kept (a server keeps eight calls), so that nothing is drawn again. Ways take turns of three
+history kept (kept_calls=8 here), so that nothing is drawn again. Ways take turns of three
 seconds, every other time in reverse order, so that the machine's moods meet all of them; medians of
 the turns, and of the ratios within a turn. Wall-clock time: other work on the machine shows. Each
-server has one thread.
+server has one thread. In the end, the memory that a server takes as it is usually set, after two
+clients have asked it for gradients.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +28,7 @@ import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from render import scene
+from render import memory_mb, scene
 
 from posegen_ray.compose import compose_config
 from posegen_ray.jobs import FitPerson
@@ -39,6 +41,12 @@ from posegen_ray.subjects.store import load_subject
 
 SIZE, BATCH, STEP, SECONDS, TURNS = 224, 8, 32, 3.0, 6
 CAMERA = ("rotation", "translation", "focal", "principal")
+IMPORTS = """
+import torch, warp
+warp.init()
+words = open("/proc/self/status").read().split()
+print(int(words[words.index("VmRSS:") + 1]) * 1024 / 1e6)
+"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -57,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     with RaySession(config.runtime):
         one, two = (
             start_pool(
-                replace(config.runtime.render, replicas=count, max_replicas=0),
+                replace(config.runtime.render, replicas=count, max_replicas=0, kept_calls=8),
                 {job.name: Path(job.folder)},
                 config.renderer,
                 threads=1,
@@ -76,6 +84,15 @@ def main(arguments: Sequence[str]) -> None:
             turns([[make(*client) for client in clients] for clients in ways.values()])
             for make in (drawing, drawing_and_pulling_back)
         )
+        usual = start_pool(
+            replace(config.runtime.render, replicas=1, max_replicas=0),
+            {job.name: Path(job.folder)},
+            config.renderer,
+            threads=1,
+        )
+        asked = (usual.render_fn(), many), (client_of(usual), others)
+        per_second([drawing_and_pulling_back(*client) for client in asked], seconds=30)
+        now, most = memory_mb(usual.health()[0].load.process_id)
 
     print(f"{'images a second':26}{'forward':>10}{'with gradient':>15}")
     for label, *rates in zip(ways, forward, both, strict=True):
@@ -86,6 +103,13 @@ def main(arguments: Sequence[str]) -> None:
         ("the same, two clients", 5, 4),
     ):
         print(f"{label:30}", *(ratio(rates[ours], rates[theirs]) for rates in (forward, both)))
+    command = [sys.executable, "-c", IMPORTS]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    imports = float(told.split()[-1])  # Warp says what it finds
+    print(
+        f"a server's process: {now:.0f} MB, at most {most:.0f}; torch and warp alone "
+        f"{imports:.0f} MB; beyond that {most - imports:.0f} MB"
+    )
 
 
 def client_of(pool: RenderPool) -> RenderFn:

@@ -15,9 +15,8 @@ from posegen_ray.errors import ConfigError, ResourceError, SubjectError
 from posegen_ray.jobs import FitCapture, FitPerson, subjects_root, training_people
 from posegen_ray.local import Backend
 from posegen_ray.motion.splits import gather, load_splits
-from posegen_ray.subjects.capture import capture_name, write_capture
+from posegen_ray.subjects.capture import capture_name, joints_in_mask, write_capture
 from posegen_ray.subjects.converters import convert
-from posegen_ray.subjects.converters.assembly import joints_in_mask
 from posegen_ray.subjects.fit import FitProgress
 from posegen_ray.subjects.gallery import pose_sheet, turntable, write_gif
 from posegen_ray.subjects.render import make_renderer

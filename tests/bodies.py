@@ -16,9 +16,9 @@ from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT, JOINT_NAMES, NUM_JOINTS, PARENTS
 from posegen_ray.config import RegionConfig, RendererConfig
 from posegen_ray.records import PoseBatch, RenderRequest
+from posegen_ray.subjects.body_field import body_field
+from posegen_ray.subjects.build_lattice import build_lattice
 from posegen_ray.subjects.capture import Capture, split_rgba
-from posegen_ray.subjects.deform import build_lattice
-from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.render import make_renderer
 from posegen_ray.subjects.store import SubjectManifest, VoxelSubject
 
@@ -162,11 +162,12 @@ def painted_subject(name: str = "capsules", hue: float = 0.0) -> VoxelSubject:
     return painted_on(capsule_body(), name, hue)
 
 
-def painted_on(body: BodyModel, name: str, hue: float = 0.0) -> VoxelSubject:
+def painted_on(
+    body: BodyModel, name: str, hue: float = 0.0, region: RegionConfig | None = None
+) -> VoxelSubject:
     """A subject of a body's mean shape: colours painted in space instead of fitted to images."""
     shape = torch.zeros(body.num_shape)
-    config = RegionConfig(shell=0.03, voxel=0.015)
-    field = body_field(body, shape, config)
+    field = body_field(body, shape, region or RegionConfig(shell=0.03, voxel=0.015))
     place = field.positions()
     phase = torch.tensor([0.0, 2.1, 4.2]) + hue
     waves = torch.sin(6.0 * place[:, :1] + 9.0 * place[:, 1:2] + 15.0 * place[:, 2:] + phase)

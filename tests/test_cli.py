@@ -1,7 +1,11 @@
 """The command line: one clear line an error, and exit codes that scripts can trust."""
 
+import numpy as np
 import pytest
+from bodies import capsule_body
+from PIL import Image
 
+from posegen_ray import people
 from posegen_ray.cli import COMMANDS, main
 from posegen_ray.compose import compose_config
 from posegen_ray.subjects.store import save_subject
@@ -111,7 +115,7 @@ def test_resume_refuses_other_settings(capsys, tmp_path):
     assert "not the configuration of a run" in capsys.readouterr().err
 
 
-def test_subjects_are_listed_shown_and_pictured(capsys, tmp_path, capsule_subject):
+def test_subjects_are_listed_shown_and_pictured(capsys, tmp_path, capsule_subject, monkeypatch):
     save_subject(capsule_subject, tmp_path / "capsules")
     where = f"subject.folder={tmp_path}"
     assert main(["subjects", "list", where]) == 0
@@ -122,6 +126,19 @@ def test_subjects_are_listed_shown_and_pictured(capsys, tmp_path, capsule_subjec
     assert "CC0" in shown
     assert main(["subjects", "turntable", "capsules", where]) == 1  # Anny cannot pose it
     assert "body=capsules" in capsys.readouterr().err
+    monkeypatch.setattr(people, "load_body", lambda config: capsule_body())
+    assert main(["subjects", "turntable", "capsules", where, f"out={tmp_path}/seen"]) == 0
+    assert capsys.readouterr().out.split() == [
+        f"{tmp_path}/seen/turntable.gif",
+        f"{tmp_path}/seen/poses.png",
+    ]
+    with Image.open(tmp_path / "seen" / "turntable.gif") as animation:
+        assert (animation.n_frames, animation.size) == (36, (256, 256))
+        front = np.asarray(animation.convert("RGB"), float)
+        animation.seek(18)
+        assert np.abs(front - np.asarray(animation.convert("RGB"), float)).mean() > 2
+    with Image.open(tmp_path / "seen" / "poses.png") as sheet:
+        assert sheet.size == (6 * 256, 3 * 256)
     assert main(["subjects", "show", "zoe", where]) == 1
     assert "Known: capsules" in capsys.readouterr().err
     assert main(["subjects", "dance", where]) == 2

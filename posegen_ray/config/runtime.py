@@ -36,6 +36,7 @@ class RenderServerConfig:
     subjects_per_server: int = 1  # 2 or more save memory where there are more subjects than cores
     loaded_subjects: int = 0  # of them in memory at a time, least recently used out; 0: all
     max_batch: int = 8  # pictures a call; larger requests are split
+    kept_calls: int = 4  # whose histories a server keeps for their gradients; 20 MB each
     max_in_flight: int = 2  # unanswered calls a client allows itself per server (back-pressure)
     deadline_s: float = 300.0  # longest silence of all servers before a request fails
     call_deadline_s: float = 120.0  # of one call, and longer than a start; a server beyond it hangs
@@ -49,7 +50,7 @@ class RenderServerConfig:
 
     def __post_init__(self) -> None:
         names = ("replicas", "subjects_per_server", "max_batch", "max_in_flight", "max_attempts")
-        for name in names:
+        for name in (*names, "kept_calls"):
             require(
                 getattr(self, name) >= 1,
                 f"runtime.render.{name}={getattr(self, name)} must be at least 1.",

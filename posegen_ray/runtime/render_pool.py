@@ -270,7 +270,9 @@ def start_pool(
     specs = [
         ServerSpec(
             group,
-            SubjectLoader({s: stored[s] for s in group}, renderer, device, threads),
+            SubjectLoader(
+                {s: stored[s] for s in group}, renderer, device, threads, config.kept_calls
+            ),
             config,
             tuple(nodes[number * most : (number + 1) * most]),
         )

@@ -101,6 +101,7 @@ class SubjectLoader:
     config: RendererConfig
     device: str = "cpu"
     threads: int = 1
+    most_kept: int = 1  # calls whose histories are kept for their gradients
     kept: OrderedDict[bytes, Any] = field(default_factory=OrderedDict)  # all subjects' pictures
 
     def __call__(self, subject: str) -> ArrayRenderer:
@@ -111,6 +112,5 @@ class SubjectLoader:
 
         torch.set_num_threads(self.threads)
         loaded = {subject: self.subjects[subject].load()}
-        return TensorRenderer(
-            make_renderer(self.config, loaded, self.device), self.device, self.kept
-        )
+        renderer = make_renderer(self.config, loaded, self.device)
+        return TensorRenderer(renderer, self.device, self.most_kept, self.kept)

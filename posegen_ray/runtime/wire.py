@@ -15,16 +15,14 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.records import RenderFn, RenderRequest, lit
 from posegen_ray.runtime.pixels import FloatArray
 
-# a step's calls to one server, of some train workers; about 5 MB a picture, so 320 MB at the most
-# (8 calls of runtime.render.max_batch = 8 pictures)
-_CALLS_KEPT = 8
-# digest of a request -> its tensors and its pictures with their history
-Kept: TypeAlias = OrderedDict[bytes, tuple[list[Tensor], Tensor]]
+# digest of a request -> its tensors, and where the history of its pictures ends
+Kept: TypeAlias = OrderedDict[bytes, tuple[list[Tensor], GradientEdge]]
 
 
 @dataclass(frozen=True)
@@ -124,11 +122,14 @@ class TensorRenderer:
     Args:
         render: what draws.
         device: where it draws.
+        most_kept: how many calls are remembered.
         kept: the remembered calls, where several renderers of a process share their number.
     """
 
-    def __init__(self, render: RenderFn, device: str = "cpu", kept: Kept | None = None) -> None:
-        self._render, self._device = render, device
+    def __init__(
+        self, render: RenderFn, device: str = "cpu", most_kept: int = 1, kept: Kept | None = None
+    ) -> None:
+        self._render, self._device, self._most_kept = render, device, most_kept
         self._kept: Kept = OrderedDict() if kept is None else kept
 
     def render_arrays(
@@ -138,18 +139,19 @@ class TensorRenderer:
         if not keep:
             with torch.no_grad():
                 return to_array(self._render(request.to_request(self._device)).rgba)
-        tensors, rgba = self._with_history(request)
-        self._kept[request.digest()] = tensors, rgba
-        while len(self._kept) > _CALLS_KEPT:
+        while len(self._kept) >= self._most_kept:  # before memory for another one is taken
             self._kept.popitem(last=False)
+        tensors, rgba = self._with_history(request)
+        # an edge, not the picture: gradients don't need that, and it is 6 MB for eight of 224 x 224
+        self._kept[request.digest()] = tensors, get_gradient_edge(rgba)
         return to_array(rgba)
 
     def vjp_arrays(self, request: RequestArrays, gradient: FloatArray) -> RequestArrays:
         """The gradients of sum(gradient * picture) to the request."""
         known = self._kept.pop(request.digest(), None)
-        tensors, rgba = known or self._with_history(request)
+        tensors, drawn = known or self._with_history(request)
         weight = torch.from_numpy(np.require(gradient, requirements="W")).to(self._device)
-        gradients = torch.autograd.grad(rgba, tensors, weight, materialize_grads=True)
+        gradients = torch.autograd.grad(drawn, tensors, weight, materialize_grads=True)
         return from_parts(request.subjects, [to_array(g) for g in gradients], request.size)
 
     def _with_history(self, request: RequestArrays) -> tuple[list[Tensor], Tensor]:

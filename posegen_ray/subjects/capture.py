@@ -30,7 +30,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from posegen_ray.body.camera import Camera
+from posegen_ray.body.camera import Camera, project
 from posegen_ray.body.model import BodyModel
 from posegen_ray.errors import DataError
 from posegen_ray.records import PoseBatch
@@ -90,6 +90,20 @@ class Capture:
         for tensor in (self.shape, self.images, self.masks, *_frame_tensors(self).values()):
             digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
         return digest.hexdigest()
+
+
+def joints_in_mask(capture: Capture, body: BodyModel) -> Tensor:  # [N]
+    """The share of the 24 joints that the mask covers in each picture: near 1 where pose, camera
+    and mask belong together. Small where one of them follows another convention."""
+    with torch.no_grad():
+        posed = body(capture.poses.rotations, capture.shape[None], capture.poses.translation)
+    places = project(capture.camera, posed.joints).floor().long()
+    height, width = capture.masks.shape[1:]
+    x, y = places[..., 0], places[..., 1]
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    frames = torch.arange(len(capture))[:, None]
+    covered = capture.masks[frames, y.clamp(0, height - 1), x.clamp(0, width - 1)] > 127
+    return (inside & covered).float().mean(1)
 
 
 def split_rgba(
@@ -169,10 +183,12 @@ def read_capture(folder: str | Path) -> Capture:
     frames = _read_frames(folder / "frames.npz")
     count, height, width = len(frames["held_out"]), int(header["height"]), int(header["width"])
     for kind in ("images", "masks"):
-        found = len(list((folder / kind).glob("*.png")))
-        if found > count:
+        found = {path.name for path in (folder / kind).glob("*.png")}
+        extra = sorted(found - {f"{frame:05d}.png" for frame in range(count)})
+        if extra:
             raise DataError(
-                f"{folder / kind} holds {found} pictures, but frames.npz describes {count} frames.",
+                f"{folder / kind} holds {len(found)} pictures, but frames.npz describes {count} "
+                f"frames: {extra[0]} is none of them.",
                 "Remove the extra pictures or add their poses and cameras.",
             )
     images = [_read_png(folder, "images", i, "RGB", height, width) for i in range(count)]
@@ -271,6 +287,12 @@ def _read_frames(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path} describes no frames.", "A capture needs at least one.")
     for name, tail in tails.items():
         array = frames[name]
+        if array.shape[1:] == tail and array.ndim > 0 and len(array) != count:
+            raise DataError(
+                f"{path}: {name} describes {len(array)} frames, held_out {count}: frame "
+                f"{min(len(array), count)} has none.",
+                "All arrays must describe the same frames.",
+            )
         if array.shape != (count, *tail):
             raise DataError(
                 f"{path}: {name} has shape {array.shape} instead of {(count, *tail)}.",

@@ -24,7 +24,7 @@ from torch import Tensor
 from posegen_ray.body.model import BodyModel
 from posegen_ray.config import FieldConfig, FitConfig
 from posegen_ray.errors import DataError, ResourceError
-from posegen_ray.subjects.capture import Capture
+from posegen_ray.subjects.capture import Capture, joints_in_mask
 from posegen_ray.subjects.fit_anerf import AnerfFitter
 from posegen_ray.subjects.fit_voxels import VoxelFitter
 from posegen_ray.subjects.quality import load_lpips, measure, on_white
@@ -92,7 +92,8 @@ def fit_subject(
             None: nowhere.
 
     Raises:
-        DataError: the capture was made for another body, or has no frame to fit to.
+        DataError: the capture was made for another body, has no frame to fit to, or a frame whose
+            mask covers no joint of the body.
         ResourceError: `folder` cannot be written; LPIPS is asked for and not there.
         TrainingError: the error is no longer finite.
     """
@@ -266,4 +267,11 @@ def _check(capture: Capture, body: BodyModel) -> None:
         raise DataError(
             f"All frames of the capture {capture.name!r} are held out.",
             "Set held_out to false for the frames to fit to.",
+        )
+    lost = (joints_in_mask(capture, body) == 0).nonzero()[:, 0].tolist()
+    if lost:
+        raise DataError(
+            f"The capture {capture.name!r}, images/{lost[0]:05d}.png (frame {lost[0]}): the mask "
+            f"covers no joint of the body ({len(lost)} frames are like that).",
+            "Do the frame's camera (K included), its pose and its mask belong together?",
         )

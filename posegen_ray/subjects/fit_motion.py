@@ -25,7 +25,8 @@ from torch.nn.functional import normalize, pad
 
 from posegen_ray.body.camera import Camera
 from posegen_ray.subjects import fit_kernels
-from posegen_ray.subjects.deform import Lattice, mean_of_neighbours
+from posegen_ray.subjects.build_lattice import mean_of_neighbours
+from posegen_ray.subjects.deform import Lattice
 from posegen_ray.subjects.render_fused import launch
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 

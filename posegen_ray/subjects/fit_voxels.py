@@ -6,7 +6,7 @@ Legend: B frames, N rays, M field vertices, V lattice vertices.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from posegen_ray.body.model import BodyModel
 from posegen_ray.config import FitConfig, RendererConfig
 from posegen_ray.seeding import numpy_stream, torch_stream
 from posegen_ray.subjects import fit_kernels
+from posegen_ray.subjects.body_field import body_field
+from posegen_ray.subjects.build_lattice import build_lattice, restrict_lattice
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.carving import (
     RING,
@@ -29,13 +31,8 @@ from posegen_ray.subjects.carving import (
     survey,
     visual_hull,
 )
-from posegen_ray.subjects.deform import (
-    LATTICE_TENSORS,
-    Lattice,
-    build_lattice,
-    restrict_lattice,
-)
-from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field, body_field
+from posegen_ray.subjects.deform import LATTICE_TENSORS, Lattice
+from posegen_ray.subjects.field import EMPTY, LOGIT_LIMIT, Field
 from posegen_ray.subjects.fit_motion import LatticeMotion
 from posegen_ray.subjects.fit_poses import FrameCorrections
 from posegen_ray.subjects.light import brightness, even_light, towards_camera
@@ -188,7 +185,7 @@ class VoxelFitter:
         lattice has what was learned of its motion."""
         model, bones = self.model(), capture.bones(self._body)
         frames = [frame_of(model, capture, bones, i) for i in survey(self._training)]
-        matters = _shown(model, frames) & (model.field.values[:, 3] > EMPTY).cpu()
+        matters = _shown(model, frames) & (model.values[:, 3] > EMPTY).cpu()
         field = prune(self._optimiser.field(), matters, ring)
         return restrict_lattice(self._lattice(), field), field
 
@@ -196,7 +193,7 @@ class VoxelFitter:
 def _shown(model: FusedModel, frames: Sequence[Frame]) -> Tensor:  # [M] bool
     """Which field vertices colour enough rays, or lie deep in the person: these are seldom seen,
     but must stay."""
-    sums = torch.zeros_like(model.field.values)
+    sums = torch.zeros_like(model.values)
     lit = torch.ones(1, len(model.lattice.rest), device=model.device)
     for number, whole in enumerate(frames):
         frame = whole.thinned(number)
@@ -205,7 +202,7 @@ def _shown(model: FusedModel, frames: Sequence[Frame]) -> Tensor:  # [M] bool
         count[:, 0] = 1.0
         model.pull_back_to_field(frame.view, frame.slopes, lit, rgba, samples, count, sums)
     shown = 2 * sums[:, 0] / len(frames) > _SHOWN
-    return (shown | (model.field.values[:, 3] > _SOLID)).cpu()
+    return (shown | (model.values[:, 3] > _SOLID)).cpu()
 
 
 def _outside(start: Field, field: Field) -> Tensor:  # [M] bool
@@ -243,25 +240,26 @@ class _FieldOptimiser:
         )
         self._config = config
         self._since = 0  # steps taken since the moments were zero
-        values = self.model.field.values
+        values = self.model.values
+        self._field = replace(field.to(device), values=values)
         self._grad = torch.zeros_like(values)
         self._grad_light = torch.zeros_like(self.model.light)
         self._moments = (torch.zeros_like(values), torch.zeros_like(values))
-        self._neighbours = self.model.field.neighbours()
+        self._neighbours = self._field.neighbours()
         # [M] against fog in the air, and for a solid inside
         self._push = torch.where(outside.to(device), config.sparsity, -config.solidity)
         self._light = torch.optim.Adam([self.model.light], config.light_rate, betas=(0.9, 0.99))
 
     def field(self) -> Field:
         """The field as it stands."""
-        return self.model.field.to("cpu")
+        return self._field.to("cpu")
 
     def light(self) -> Tensor:  # [2, 4, 4]
         """The light as it stands."""
         return self.model.light.detach().cpu().clone()
 
     def state(self) -> dict[str, Any]:
-        field, lattice = self.model.field, self.model.lattice
+        field, lattice = self._field, self.model.lattice
         return {
             "values": field.values,
             "index": field.index,
@@ -340,7 +338,7 @@ class _FieldOptimiser:
         """Takes the step that the gradients say, with rates of `decay` times their start."""
         model, config = self.model, self._config
         self._grad[:, 3] += self._push
-        values = wp.from_torch(model.field.values, dtype=wp.vec4)
+        values = wp.from_torch(model.values, dtype=wp.vec4)
         grad = wp.from_torch(self._grad, dtype=wp.vec4)
         smoothness = config.smoothness
         launch(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from posegen_ray.body.camera import Camera
 
@@ -63,9 +63,9 @@ def _quadratic(
     matrix: Tensor,  # [4, 4] or [B, 4, 4]
     directions: Tensor,  # [B, V, 3]
 ) -> Tensor:  # [B, V]
-    extended = pad(directions, (0, 1), value=1.0)
-    values: Tensor = (extended @ matrix * extended).sum(-1)
-    return values
+    linear = (matrix[..., 3, :3] + matrix[..., :3, 3]).unsqueeze(-2)
+    values: Tensor = ((directions @ matrix[..., :3, :3] + linear) * directions).sum(-1)
+    return values + matrix[..., 3, 3].unsqueeze(-1)
 
 
 def towards_camera(

@@ -124,9 +124,7 @@ class Crossing:
 class Sample:
     """What a ray has met half-way through a tetrahedron: written by `march`, for its adjoint."""
 
-    row: int  # as in `Crossing`
-    enter: int
-    leave: int
+    crossed: int  # 16 * (image * T + tetrahedron) + 4 * enter + leave, as in `Crossing`
     depth: float
     way: float
     place: wp.vec3
@@ -255,9 +253,7 @@ def march(
                 slot = wp.atomic_add(taken, 0, 1)
                 if slot < samples.shape[0]:
                     sample = Sample()
-                    sample.row = waiting.row
-                    sample.enter = waiting.enter
-                    sample.leave = waiting.leave
+                    sample.crossed = 4 * waiting.row + 4 * waiting.enter + waiting.leave
                     sample.depth = waiting.depth
                     sample.way = waiting.way
                     sample.place = waiting.place
@@ -307,12 +303,12 @@ def march_backward(
     slot = last[ray]
     while slot >= 0:
         sample = samples[slot]
-        tet = sample.row / 4 - image * posed.tets.shape[0]
+        tet = sample.crossed / 16 - image * posed.tets.shape[0]
         if sample.before >= 0:
             following = samples[sample.before]
-            block = (following.row / 4 - image * posed.tets.shape[0]) / 5
+            block = (following.crossed / 16 - image * posed.tets.shape[0]) / 5
             fetch_four(blocks.values, block, following.place)
-            fetch_map(posed.maps, following.row, to_pose, grad_maps)
+            fetch_map(posed.maps, following.crossed / 16 * 4, to_pose, grad_maps)
             if to_field == 1:
                 fetch_gradient(blocks.values, blocks.rows, grad_values, block, following.place)
         pull = pull_back_shade_four(
@@ -331,7 +327,7 @@ def march_backward(
         grad_norm += pull[3] * sample.way
         grad_slope += pull_back_cross_four(
             posed.maps,
-            sample.row,
+            sample.crossed / 16 * 4,
             posed.corners,
             kind_of(posed, tet),
             posed.tets,
@@ -342,8 +338,8 @@ def march_backward(
             norm,
             sample.depth,
             sample.way,
-            sample.enter,
-            sample.leave,
+            sample.crossed / 4 % 4,
+            sample.crossed % 4,
             pull,
             to_pose,
             grad_maps,

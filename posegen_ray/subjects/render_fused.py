@@ -9,7 +9,8 @@ M field vertices.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,16 +25,23 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import lattice_kernels, march_kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
-from posegen_ray.subjects.heap import keep_freed_memory
+from posegen_ray.subjects.heap import keep_freed_memory, scratch
 from posegen_ray.subjects.light import brightness, changed_light, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 # bounds the memory of maps, entries and samples: 10 MB an image at 256 x 256
 _IMAGES_AT_ONCE = 16
 _NEAR = 0.05  # metres; lattice_kernels.NEAR
-_SAMPLES_A_RAY = 12.0  # room for them to begin with, on an average,
-_ROOM = 4096  # and so many more: a few rays say little about the average
+_SAMPLES_A_RAY = 8.0  # room for them to begin with, on an average,
+_ROOM = 2**16  # in steps of so many
 _SAMPLE_SIZE = wp.types.type_size_in_bytes(march_kernels.Sample) // 4  # its numbers of 4 bytes
+
+Get = Callable[[str, Sequence[int], torch.dtype, torch.device], Tensor]  # see `heap.scratch`
+
+
+def new_tensor(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One of its own, with anything in it."""
+    return torch.empty(*shape, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True)
@@ -58,12 +66,19 @@ class View:
         image, row, centre, pixel = (tensor[chosen] for tensor in rays)
         return replace(self, image=image, row=row, centre=centre, pixel=pixel)
 
+    def for_adjoint(self) -> View:
+        """What is left when `march_noting` has run, but for the maps, which are found again: a
+        history of gradients that is kept would hold more of them than of all else."""
+        names = ("maps", "row", "centre", "pixel", "front")
+        # of their own, as a slice would keep the whole alive
+        return replace(self, **{name: getattr(self, name).new_empty(0) for name in names})
+
 
 @dataclass(frozen=True)
 class Samples:
     """What rays have met on their way, for gradients; see `march_kernels.Sample`."""
 
-    met: Tensor  # [S, 11] int32: one after another as marched, some to spare
+    met: Tensor  # [S, 9] int32: one after another as marched, some to spare
     last: Tensor  # [N] int32: each ray's last one; -1: none
 
 
@@ -95,12 +110,12 @@ class FusedModel:
         field = field.to(self.device)
         # the last row is that of all vertices that are not stored
         self._stored = torch.cat([field.values, torch.tensor([ABSENT], device=self.device)])
-        self.field = replace(field, values=self._stored[:-1])
+        self.values = self._stored[:-1]  # the field's, [M, 4]; its grid is left behind: it is large
         # Warp arrays below are views: these tensors must stay alive with them
         self._boundary = self.lattice.boundary
         self._corners = _corners().to(self.device)
         self._neighbours = self.lattice.neighbouring_faces.flatten()
-        self._rows = self.field.block_rows(self.lattice.cubes).flatten()
+        self._rows = field.block_rows(self.lattice.cubes).flatten()
         self._values = torch.empty(len(self._rows), 4, device=self.device)
         self._warp_tets = wp.from_torch(self.lattice.tets, dtype=wp.vec4i)
         self._warp_neighbours = wp.from_torch(self._neighbours, dtype=wp.int32)
@@ -117,7 +132,7 @@ class FusedModel:
         self._samples_a_ray = _SAMPLES_A_RAY
 
     def refresh(self) -> None:
-        """Takes over `field.values`, after they have changed in place."""
+        """Takes over `values`, after they have changed in place."""
         stored = wp.from_torch(self._stored, dtype=wp.vec4)
         filled = [stored, self._blocks.rows, self._blocks.values]
         self._launch(march_kernels.fill_blocks, len(self._values), filled)
@@ -142,38 +157,35 @@ class FusedModel:
         towards = towards_camera(points, camera) if self.shines else None
         falls = self.light if light is None else changed_light(self.light, light)
         lit = brightness(falls, pose_normals(self.lattice, bones), towards)
-        view = self.find_rays(points.detach(), camera.detach())
+        view = self.find_rays(points.detach(), camera.detach(), get=scratch)
         slopes = ray_slopes(camera, view)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (points, slopes, lit)):
             colours: Tensor = _March.apply(self, view, points, slopes, lit)  # type: ignore[no-untyped-call]
         else:
             colours = self.march(view, slopes.contiguous(), lit)
+        row = view.row
+        del view  # room for the pictures
         flat = torch.zeros(len(camera) * camera.height * camera.width, 4, device=self.device)
-        flat = flat.index_copy(0, view.row, colours)
+        flat.index_copy_(0, row, colours)
         return flat.view(len(camera), camera.height, camera.width, 4)
 
     def find_rays(
         self,
         points: Tensor,  # [B, V, 3] camera space
         camera: Camera,
+        get: Get = new_tensor,  # `scratch` where the view is for a moment
     ) -> View:
         """Inverts the posed tetrahedra, and rasterises their boundary into sorted entries."""
-        batch, tets = len(camera), len(self.lattice.tets)
+        batch = len(camera)
         points = points.contiguous()
-        maps = torch.empty(batch, tets, 4, 4, device=self.device)
+        maps, holes, count = self._find_maps(points, get)
         box = _bounding_boxes(points, camera)
         areas = box[:, 2] * box[:, 3]
         start = areas.cumsum(0) - areas
         total = int(areas.sum())
-        front = torch.full(
-            (total, lattice_kernels.LAYERS), -1, dtype=torch.int64, device=self.device
-        )
+        front = get("front", (total, lattice_kernels.LAYERS), torch.int64, self.device).fill_(-1)
         warp_points = wp.from_torch(points, dtype=wp.vec3)
         warp_maps = wp.from_torch(maps.view(-1, 4), dtype=wp.vec4)
-        holes = wp.empty(batch * tets, dtype=wp.int32, device=warp_device_name(self.device))
-        count = torch.zeros(1, dtype=torch.int32, device=self.device)
-        found = [warp_points, self._warp_tets, warp_maps, holes, wp.from_torch(count)]
-        self._launch(lattice_kernels.find_maps, (batch, tets), found)
         if total:
             pixels = [
                 wp.from_torch(camera.focal.contiguous(), dtype=wp.float32),
@@ -185,7 +197,7 @@ class FusedModel:
             outer = [warp_points, self._warp_boundary, *pixels]
             self._launch(lattice_kernels.rasterise, (batch, len(self._boundary)), outer)
             inner = [holes, warp_points, self._warp_tets, self._warp_neighbours, warp_maps]
-            self._launch(lattice_kernels.rasterise_holes, int(count), [*inner, *pixels])
+            self._launch(lattice_kernels.rasterise_holes, count, [*inner, *pixels])
         hit = (front[:, 0] != -1).nonzero()[:, 0]
         image = torch.searchsorted(start + areas, hit, right=True)
         inside_box = hit - start[image]
@@ -199,6 +211,29 @@ class FusedModel:
             hit.int(),
             front,
         )
+
+    def find_maps(
+        self,
+        points: Tensor,  # [B, V, 3] camera space, contiguous
+    ) -> Tensor:  # [B, T, 4, 4] for a moment: see `heap.scratch`
+        """The maps of `find_rays` alone."""
+        return self._find_maps(points, scratch)[0]
+
+    def _find_maps(self, points: Tensor, get: Get) -> tuple[Tensor, Any, int]:
+        """Maps; the tetrahedra that are turned inside out, as a Warp array, and how many."""
+        batch, tets = len(points), len(self.lattice.tets)
+        maps = get("maps", (batch, tets, 4, 4), torch.float32, self.device)
+        holes = wp.empty(batch * tets, dtype=wp.int32, device=warp_device_name(self.device))
+        count = torch.zeros(1, dtype=torch.int32, device=self.device)
+        inputs = [
+            wp.from_torch(points, dtype=wp.vec3),
+            self._warp_tets,
+            wp.from_torch(maps.view(-1, 4), dtype=wp.vec4),
+            holes,
+            wp.from_torch(count),
+        ]
+        self._launch(lattice_kernels.find_maps, (batch, tets), inputs)
+        return maps, holes, int(count)
 
     def march(
         self,
@@ -215,15 +250,18 @@ class FusedModel:
         """The same, and what its adjoint needs."""
         rays, device = len(view.row), self.device
         while True:
-            room = _ROOM + int(self._samples_a_ray * rays)
+            # in steps: blocks of one size leave no holes when others of their kind are freed
+            room = _ROOM * math.ceil(self._samples_a_ray * rays / _ROOM + 0.1)
             samples = Samples(
                 torch.empty(room, _SAMPLE_SIZE, dtype=torch.int32, device=device),
                 torch.empty(rays, dtype=torch.int32, device=device),
             )
             rgba, count = self._march(view, slopes, lit, samples)
+            if rays:
+                wanted = 1.15 * count / rays
+                self._samples_a_ray = max(wanted, 0.8 * self._samples_a_ray)
             if count <= room:
                 return rgba, samples
-            self._samples_a_ray = 1.2 * count / rays
 
     def _march(
         self, view: View, slopes: Tensor, lit: Tensor, samples: Samples | None
@@ -264,7 +302,7 @@ class FusedModel:
         grad_slopes = torch.zeros_like(slopes)
         grad_lit = torch.zeros_like(lit)
         if len(rgba):
-            grad_maps = torch.zeros_like(view.maps)
+            grad_maps = scratch("grad_maps", view.maps.shape, torch.float32, self.device).zero_()
             self._march_backward(
                 view,
                 slopes,
@@ -366,7 +404,7 @@ class _March(torch.autograd.Function):
     ) -> Tensor:
         inputs = [tensor.detach().contiguous() for tensor in (points, slopes, lit)]
         rgba, samples = model.march_noting(view, *inputs[1:])
-        ctx.model, ctx.view = model, view
+        ctx.model, ctx.view = model, view.for_adjoint()
         ctx.save_for_backward(*inputs, rgba, samples.met, samples.last)
         return rgba
 
@@ -374,9 +412,8 @@ class _March(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_rgba: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         points, slopes, lit, rgba, *samples = (tensor.detach() for tensor in ctx.saved_tensors)
-        pulled = ctx.model.pull_back(
-            ctx.view, points, slopes, lit, rgba, Samples(*samples), grad_rgba
-        )
+        view = replace(ctx.view, maps=ctx.model.find_maps(points))
+        pulled = ctx.model.pull_back(view, points, slopes, lit, rgba, Samples(*samples), grad_rgba)
         return None, None, *pulled
 
 
@@ -407,7 +444,7 @@ def _corners() -> Tensor:  # [40, 4]
 
 
 def _warp_samples(
-    met: Tensor,  # [S, 11] int32
+    met: Tensor,  # [S, 9] int32
 ) -> Any:
     """The tensor as an array of `march_kernels.Sample`."""
     return wp.array(

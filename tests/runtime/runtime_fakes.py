@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from posegen_ray.body.camera import Camera, orbit
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.errors import SubjectError
+from posegen_ray.jobs import FitCapture
 from posegen_ray.records import RenderFn, RenderRequest, RenderResult, lit
 from posegen_ray.runtime.wire import TensorRenderer
 from posegen_ray.seeding import torch_stream
@@ -238,3 +241,27 @@ class PauseJob:
         if self.error is not None:
             raise self.error
         return self.answer
+
+
+@dataclass
+class FitKilledOnce:
+    """A fit whose process dies at a step, once; `seen` gets that step, and the first one after."""
+
+    fit: FitCapture
+    step: int
+    seen: Path
+
+    @property
+    def size(self) -> int:
+        return self.fit.size
+
+    def run(self, advance):
+        def watch(progress):
+            told = self.seen.read_text() if self.seen.exists() else ""
+            if not told and progress.done == self.step:
+                self.seen.write_text(f"{progress.done} killed ")
+                os.kill(os.getpid(), signal.SIGKILL)
+            if told.endswith("killed "):
+                self.seen.write_text(f"{told}{progress.done}")
+
+        return self.fit.run(advance, watch)

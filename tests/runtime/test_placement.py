@@ -297,6 +297,7 @@ def test_preset_fits_the_machines_that_it_is_meant_for(name):
         (lambda: RuntimeConfig(name="spark"), "'spark' is not a runtime"),
         (lambda: RuntimeConfig(scale_up_s=-1), "scale_up_s=-1 is too small"),
         (lambda: RenderServerConfig(max_batch=0), "max_batch=0 must be at least 1"),
+        (lambda: RenderServerConfig(kept_calls=0), "kept_calls=0 must be at least 1"),
         (lambda: RenderServerConfig(idle_s=0), "idle_s=0 must be positive"),
         (lambda: RenderServerConfig(loaded_subjects=-1), "loaded_subjects=-1 must not be"),
         (lambda: RenderServerConfig(replicas=3, max_replicas=2), "max_replicas=2 is less than"),

@@ -4,7 +4,7 @@ import torch
 from runtime_fakes import SineRenderer, random_request
 
 from posegen_ray.records import RenderRequest, RenderResult
-from posegen_ray.runtime.wire import _CALLS_KEPT, TensorRenderer, to_arrays
+from posegen_ray.runtime.wire import TensorRenderer, to_arrays
 
 
 class Counting(SineRenderer):
@@ -42,7 +42,11 @@ def test_another_request_is_never_mistaken_for_the_kept_one(tmp_path):
 
 
 def test_only_the_latest_calls_are_kept(tmp_path):
-    renderer = TensorRenderer(SineRenderer(tmp_path))
-    for seed in range(3 * _CALLS_KEPT):
-        renderer.render_arrays(to_arrays(random_request(("ada",), seed=seed)), keep=True)
-    assert len(renderer._kept) == _CALLS_KEPT
+    counting = Counting(tmp_path)
+    renderer = TensorRenderer(counting, most_kept=3)
+    requests = [to_arrays(random_request(("ada",), seed=seed)) for seed in range(7)]
+    pictures = [renderer.render_arrays(request, keep=True) for request in requests]
+    assert counting.calls == 7
+    for request, picture in zip(reversed(requests), reversed(pictures), strict=True):
+        renderer.vjp_arrays(request, picture)
+    assert counting.calls == 7 + 4

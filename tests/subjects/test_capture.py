@@ -119,6 +119,8 @@ def _spoil(folder: Path, damage: str) -> None:
         _frames(folder, camera_rotation=rotations)
     elif damage == "count":
         _frames(folder, focal=arrays["focal"][:2])
+    elif damage == "matrix focal":
+        _frames(folder, focal=np.stack([arrays["focal"]] * 2, 1))
     elif damage == "negative focal":
         _frames(folder, focal=-arrays["focal"])
     elif damage == "truncated frames":
@@ -141,10 +143,11 @@ def _spoil(folder: Path, damage: str) -> None:
         ("truncated image", r"images/00001\.png \(frame 1\) cannot be read"),
         ("wrong size", r"\(frame 1\) is 6 x 9 pixels"),
         ("empty mask", r"\(frame 1\) is empty"),
-        ("extra image", "holds 4 pictures"),
+        ("extra image", r"holds 4 pictures.*00003\.png"),
         ("NaN pose", "rotations of frame 2 holds NaN"),
         ("no rotation", "camera_rotation of frame 1 is not a rotation"),
-        ("count", r"focal has shape \(2,\)"),
+        ("count", r"focal describes 2 frames, held_out 3: frame 2 has none"),
+        ("matrix focal", r"focal has shape \(3, 2\)"),
         ("negative focal", "focal of frame 0 is not positive"),
         ("truncated frames", r"frames\.npz cannot be read"),
         ("no header", "There is no capture"),

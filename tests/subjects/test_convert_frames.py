@@ -29,9 +29,8 @@ from posegen_ray.body.camera import project
 from posegen_ray.body.smpl import load_smpl_body
 from posegen_ray.config import BodyConfig, ConvertConfig
 from posegen_ray.errors import DataError
-from posegen_ray.subjects.capture import Capture
+from posegen_ray.subjects.capture import Capture, joints_in_mask
 from posegen_ray.subjects.converters import convert, frames
-from posegen_ray.subjects.converters.assembly import joints_in_mask
 
 HEIGHT, WIDTH, FRAMES = 48, 64, 4
 K = np.array([[500.0, 0, 30.0], [0, 500.0, 25.0], [0, 0, 1]])

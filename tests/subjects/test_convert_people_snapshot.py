@@ -140,6 +140,9 @@ def _spoil(folder: Path, damage: str) -> None:
         video.write_bytes(video.read_bytes()[:200])
     elif damage == "missing video":
         video.unlink()
+    elif damage == "wrong K":
+        content = pickle.loads(camera.read_bytes())
+        camera.write_bytes(pickle.dumps({**content, "camera_c": np.array([24.0, 3200.0])}))
     elif damage == "half a camera":
         camera.write_bytes(camera.read_bytes()[:100])
     elif damage == "another pickle":
@@ -161,6 +164,7 @@ def _spoil(folder: Path, damage: str) -> None:
         ("long video", r"female-3-casual\.mp4 has 7 frames, but .* has 5: frame 5"),
         ("truncated video", r"female-3-casual\.mp4 cannot be read"),
         ("missing video", r"female-3-casual\.mp4 is missing"),
+        ("wrong K", r"\(frame 0\): K has its principal point .* outside the picture"),
         ("half a camera", r"camera\.pkl cannot be read"),
         ("another pickle", r"camera\.pkl is not a camera of PeopleSnapshot"),
         ("code", r"camera\.pkl asks for sys\.exit"),

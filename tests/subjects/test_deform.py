@@ -14,13 +14,10 @@ from posegen_ray.body.model import skin
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import RegionConfig
-from posegen_ray.subjects.deform import (
-    PATTERN_PLACES,
-    Lattice,
-    build_lattice,
-    pose_vertices,
-)
-from posegen_ray.subjects.field import CUBE, Field, body_field
+from posegen_ray.subjects.body_field import body_field
+from posegen_ray.subjects.build_lattice import build_lattice
+from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_vertices
+from posegen_ray.subjects.field import CUBE, Field
 
 VOXEL = 0.015
 

@@ -13,8 +13,9 @@ from scipy.spatial import cKDTree
 
 from posegen_ray.config import RegionConfig
 from posegen_ray.subjects import fit_kernels
+from posegen_ray.subjects.body_field import _distance, body_field
 from posegen_ray.subjects.canonical import canonical_body
-from posegen_ray.subjects.field import ABSENT, Field, _distance, body_field, number
+from posegen_ray.subjects.field import ABSENT, Field, number
 from posegen_ray.subjects.render_reference import lookup
 from posegen_ray.subjects.warp_cache import prepare
 

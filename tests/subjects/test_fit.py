@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -17,12 +18,13 @@ from bodies import capsule_body, capture_of, painted_subject, shining
 from PIL import Image
 from torch.nn.functional import max_pool2d
 
-from posegen_ray.body.camera import Camera
+from posegen_ray.body.camera import Camera, project
 from posegen_ray.body.model import skin
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import JOINT
 from posegen_ray.config import AnerfConfig, FieldConfig, FitConfig, RegionConfig, RendererConfig
 from posegen_ray.errors import DataError, ResourceError
+from posegen_ray.subjects.body_field import body_field
 from posegen_ray.subjects.canonical import canonical_body
 from posegen_ray.subjects.capture import Capture
 from posegen_ray.subjects.carving import (
@@ -34,13 +36,12 @@ from posegen_ray.subjects.carving import (
     survey,
     visual_hull,
 )
-from posegen_ray.subjects.field import body_field
 from posegen_ray.subjects.fit import FitProgress, fit_subject
 from posegen_ray.subjects.fit_voxels import VoxelFitter, squared_error
 from posegen_ray.subjects.light import brightness, even_light
 from posegen_ray.subjects.quality import on_white
 from posegen_ray.subjects.render_fused import FusedModel
-from posegen_ray.subjects.store import Subject, save_subject
+from posegen_ray.subjects.store import Subject, VoxelSubject, save_subject
 
 FRAMES, SIZE = 24, 96
 CONFIG = FitConfig(region=RegionConfig(shell=0.04, voxel=0.015), steps=120)
@@ -370,6 +371,81 @@ def test_refinement_brings_wrong_poses_nearer_to_the_true_ones(capture: Capture)
 
     assert off(believed.poses.rotations) < 0.6 * off(wrong.poses.rotations)
     assert torch.equal(believed.poses.rotations[capture.held_out], true[capture.held_out])
+
+
+def test_refinement_brings_wrong_cameras_nearer_to_the_true_ones(capture: Capture) -> None:
+    """Cameras turned and moved a little in every training frame: joints are seen elsewhere."""
+    stream = torch.Generator().manual_seed(1)
+    noise = torch.randn(FRAMES, 6, generator=stream) * torch.tensor([0.01] * 3 + [0.02] * 3)
+    noise[capture.held_out] = 0
+    true = capture.camera
+    camera = replace(
+        true,
+        rotation=from_axis_angle(noise[:, :3]) @ true.rotation,
+        translation=true.translation + noise[:, 3:],
+    )
+    wrong = replace(capture, camera=camera)
+    config = replace(CONFIG, steps=300, refine_rate=3e-3)
+    fitter = VoxelFitter(wrong, capsule_body(), config, seed=0)
+    while fitter.done < fitter.total:
+        fitter.step()
+    _, _, believed = fitter.result()
+
+    def seen_at(capture: Capture) -> torch.Tensor:
+        poses = capture.poses
+        posed = capsule_body()(poses.rotations, capture.shape[None], poses.translation)
+        return project(capture.camera, posed.joints)
+
+    def off(capture_: Capture) -> torch.Tensor:
+        """Mean distance of all joints from where they are, pixels."""
+        return (seen_at(capture_) - seen_at(capture)).norm(dim=-1)[~capture.held_out].mean()
+
+    assert off(wrong) > 1
+    assert off(believed) < 0.6 * off(wrong)
+    assert not torch.equal(believed.camera.rotation, wrong.camera.rotation)
+    assert torch.equal(
+        believed.camera.translation[capture.held_out], true.translation[capture.held_out]
+    )
+
+
+def test_a_frame_without_the_body_in_its_mask_is_named(capture: Capture) -> None:
+    """A camera that looks elsewhere, or a pose of another frame's place."""
+    principal = capture.camera.principal.clone()
+    principal[5] += 3 * SIZE
+    wrong = replace(capture, camera=replace(capture.camera, principal=principal))
+    with pytest.raises(DataError, match=r"'painted', images/00005\.png .*no joint"):
+        fit_subject(wrong, capsule_body(), FieldConfig(), CONFIG, 0)
+
+
+def test_lpips_of_held_out_frames_is_what_the_package_says(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a package that stands in for `lpips`, whose weights cannot be had offline."""
+
+    class Stand(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+            assert net == "alex"
+
+        def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            assert one.shape == other.shape == (1, 3, SIZE, SIZE)
+            assert -1 <= one.min() < -0.2  # as LPIPS wants them
+            assert one.max() <= 1
+            return (one - other).abs().mean().view(1, 1, 1, 1)
+
+    module = types.ModuleType("lpips")
+    module.LPIPS = Stand  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    config = replace(CONFIG, steps=20, lpips=True)
+    subject = fit_subject(capture, capsule_body(), FieldConfig(), config, 0)
+    assert isinstance(subject, VoxelSubject)
+    model = FusedModel(subject.lattice, subject.field, subject.light, RendererConfig())
+    bones, distances = capture.bones(capsule_body()), []
+    for i in capture.held_out.nonzero()[:, 0].tolist():
+        ours = on_white(model.draw(bones[i : i + 1], capture.view(i))[0])
+        distances.append(2 * (ours - on_white(capture.target(i))).abs().mean())
+    assert subject.manifest.lpips == pytest.approx(float(torch.stack(distances).mean()), rel=1e-4)
+    assert f"LPIPS {subject.manifest.lpips:.3f}" in subject.manifest.quality
 
 
 def test_lpips_that_is_not_installed_is_said_before_the_fit(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bodies import painted_on
 
+from posegen_ray.body import load_body
+from posegen_ray.config import BodyConfig, FitConfig
 from posegen_ray.errors import SubjectError
 from posegen_ray.subjects.deform import LATTICE_TENSORS
 from posegen_ray.subjects.store import (
@@ -37,6 +41,17 @@ def test_a_subject_survives_the_round_trip(capsule_subject: VoxelSubject, tmp_pa
         assert torch.equal(getattr(loaded.lattice, name), getattr(capsule_subject.lattice, name))
     size = sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
     assert size < 30e6
+
+
+def test_a_whole_person_takes_little_space_and_time(tmp_path: Path) -> None:
+    """On Anny, with all of a fit's region filled: fits are pruned, so they are smaller."""
+    region = FitConfig().region
+    save_subject(painted_on(load_body(BodyConfig()), "whole", region=region), tmp_path / "whole")
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    assert 4e6 < size < 30e6
+    start = time.process_time()
+    load_subject(tmp_path / "whole")
+    assert time.process_time() - start < 1.0
 
 
 def test_the_manifest_is_enough_to_pose_the_body(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from posegen_ray.body.camera import Camera, project
+from posegen_ray.body.camera import Camera
 from posegen_ray.body.model import BodyModel
 from posegen_ray.body.rotation import from_axis_angle
 from posegen_ray.body.skeleton import NUM_JOINTS
@@ -170,19 +170,6 @@ def assemble(
         licence=settings.licence or licence,
         source=source,
     )
-
-
-def joints_in_mask(capture: Capture, body: BodyModel) -> Tensor:  # [N]
-    """The share of the 24 joints that the mask covers in each picture: near 1 where pose, camera
-    and mask belong together. Small where one of them follows another convention."""
-    posed = body(capture.poses.rotations, capture.shape[None], capture.poses.translation)
-    places = project(capture.camera, posed.joints).floor().long()
-    height, width = capture.masks.shape[1:]
-    x, y = places[..., 0], places[..., 1]
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    frames = torch.arange(len(capture))[:, None]
-    covered = capture.masks[frames, y.clamp(0, height - 1), x.clamp(0, width - 1)] > 127
-    return (inside & covered).float().mean(1)
 
 
 def _check(picture: Picture, height: int, width: int, first: str) -> None:
