@@ -148,8 +148,8 @@ class UnevenFactory:
         try:
             (self.folder / "first").touch(exist_ok=False)
         except FileExistsError:
-            return TensorRenderer(SineRenderer(self.folder, *pauses))
-        return TensorRenderer(SineRenderer(self.folder, *reversed(pauses)))
+            return TensorRenderer(SineRenderer(self.folder, *pauses), most_kept=8)
+        return TensorRenderer(SineRenderer(self.folder, *reversed(pauses)), most_kept=8)
 
 
 @dataclass(frozen=True)
