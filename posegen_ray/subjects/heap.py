@@ -3,9 +3,8 @@
 A batch of pictures takes tens of MB and frees them, over and over. The C library gives such
 memory back to the kernel, which clears every page anew for the next batch. Whether it does depends
 on what else was taken before; where it does, that is a quarter of a picture's time. The largest of
-them lie in `scratch`. Others above LARGE, some of which are kept for a gradient, are taken from the
-kernel where no room is free, and given back: in line with the rest they would leave holes, of a
-tenth of a server's memory.
+them lie in `scratch`; what is large and kept for a gradient is `mapped` for itself: in line with
+the rest it would leave holes, of a tenth of a server's memory.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import mmap
 import threading
 from collections.abc import Sequence
 
@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names in glibc's malloc.h
-KEPT = 2**28  # bytes: as much is kept
-LARGE = 2**23  # bytes: larger pieces need not be
+KEPT = 2**28  # bytes: as much is kept, and pieces up to this size are taken from what is
 _scratch = threading.local()  # name -> buffer
 
 
@@ -31,8 +30,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    wanted = {_TRIM_THRESHOLD: KEPT, _MMAP_THRESHOLD: LARGE}
-    return all(mallopt(name, size) == 1 for name, size in wanted.items())
+    return all(mallopt(name, KEPT) == 1 for name in (_TRIM_THRESHOLD, _MMAP_THRESHOLD))
 
 
 def scratch(
@@ -53,3 +51,14 @@ def scratch(
         buffer = torch.empty(size, dtype=torch.uint8)
         setattr(_scratch, name, buffer)
     return buffer[:size].view(dtype).view(*shape)
+
+
+def mapped(name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of zeros in pages of its own, taken as they are written to and given back with it.
+
+    On CUDA it is like `torch.empty`.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size == 0:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(*shape)

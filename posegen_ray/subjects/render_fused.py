@@ -9,7 +9,6 @@ M field vertices.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,15 +24,15 @@ from posegen_ray.config import RendererConfig
 from posegen_ray.subjects import lattice_kernels, march_kernels
 from posegen_ray.subjects.deform import PATTERN_PLACES, Lattice, pose_normals, pose_vertices
 from posegen_ray.subjects.field import ABSENT, DENSITY_SCALE, EMPTY, Field
-from posegen_ray.subjects.heap import keep_freed_memory, scratch
+from posegen_ray.subjects.heap import keep_freed_memory, mapped, scratch
 from posegen_ray.subjects.light import brightness, changed_light, towards_camera
 from posegen_ray.subjects.warp_cache import prepare, warp_device_name
 
 # bounds the memory of maps, entries and samples: 10 MB an image at 256 x 256
 _IMAGES_AT_ONCE = 16
 _NEAR = 0.05  # metres; lattice_kernels.NEAR
-_SAMPLES_A_RAY = 8.0  # room for them to begin with, on an average,
-_ROOM = 2**16  # in steps of so many
+_SAMPLES_A_RAY = 12.0  # room for them to begin with, on an average,
+_ROOM = 4096  # and so many more: a few rays say little about the average
 _SAMPLE_SIZE = wp.types.type_size_in_bytes(march_kernels.Sample) // 4  # its numbers of 4 bytes
 
 Get = Callable[[str, Sequence[int], torch.dtype, torch.device], Tensor]  # see `heap.scratch`
@@ -245,23 +244,24 @@ class FusedModel:
         return self._march(view, slopes, lit, None)[0]
 
     def march_noting(
-        self, view: View, slopes: Tensor, lit: Tensor
+        self,
+        view: View,
+        slopes: Tensor,
+        lit: Tensor,
+        get: Get = new_tensor,  # `mapped` where the samples stay for a while
     ) -> tuple[Tensor, Samples]:  # [N, 4]
         """The same, and what its adjoint needs."""
         rays, device = len(view.row), self.device
         while True:
-            # in steps: blocks of one size leave no holes when others of their kind are freed
-            room = _ROOM * math.ceil(self._samples_a_ray * rays / _ROOM + 0.1)
+            room = _ROOM + int(self._samples_a_ray * rays)
             samples = Samples(
-                torch.empty(room, _SAMPLE_SIZE, dtype=torch.int32, device=device),
+                get("met", (room, _SAMPLE_SIZE), torch.int32, device),
                 torch.empty(rays, dtype=torch.int32, device=device),
             )
             rgba, count = self._march(view, slopes, lit, samples)
-            if rays:
-                wanted = 1.15 * count / rays
-                self._samples_a_ray = max(wanted, 0.8 * self._samples_a_ray)
             if count <= room:
                 return rgba, samples
+            self._samples_a_ray = 1.2 * count / rays
 
     def _march(
         self, view: View, slopes: Tensor, lit: Tensor, samples: Samples | None
@@ -403,7 +403,7 @@ class _March(torch.autograd.Function):
         ctx: Any, model: FusedModel, view: View, points: Tensor, slopes: Tensor, lit: Tensor
     ) -> Tensor:
         inputs = [tensor.detach().contiguous() for tensor in (points, slopes, lit)]
-        rgba, samples = model.march_noting(view, *inputs[1:])
+        rgba, samples = model.march_noting(view, inputs[1], inputs[2], mapped)
         ctx.model, ctx.view = model, view.for_adjoint()
         ctx.save_for_backward(*inputs, rgba, samples.met, samples.last)
         return rgba
