@@ -49,8 +49,14 @@ class RenderServerConfig:
         return max(self.replicas, self.max_replicas)
 
     def __post_init__(self) -> None:
-        names = ("replicas", "subjects_per_server", "max_batch", "max_in_flight", "max_attempts")
-        for name in (*names, "kept_calls"):
+        for name in (
+            "replicas",
+            "subjects_per_server",
+            "max_batch",
+            "kept_calls",
+            "max_in_flight",
+            "max_attempts",
+        ):
             require(
                 getattr(self, name) >= 1,
                 f"runtime.render.{name}={getattr(self, name)} must be at least 1.",

@@ -346,6 +346,15 @@ def test_a_folder_that_cannot_be_written_is_named(capture: Capture, tmp_path: Pa
         )
 
 
+def _believed(capture: Capture, config: FitConfig) -> Capture:
+    """What a whole fit comes to believe about poses and cameras."""
+    fitter = VoxelFitter(capture, capsule_body(), config, seed=0)
+    while fitter.done < fitter.total:
+        fitter.step()
+    _, _, believed = fitter.result()
+    return believed
+
+
 def test_refinement_brings_wrong_poses_nearer_to_the_true_ones(capture: Capture) -> None:
     """Elbows and knees turned by some degrees in every training frame."""
     stream = torch.Generator().manual_seed(1)
@@ -357,10 +366,7 @@ def test_refinement_brings_wrong_poses_nearer_to_the_true_ones(capture: Capture)
     poses = replace(capture.poses, rotations=true @ from_axis_angle(turns))
     wrong = replace(capture, poses=poses)
     config = replace(CONFIG, steps=400, refine_rate=5e-3)
-    fitter = VoxelFitter(wrong, capsule_body(), config, seed=0)
-    while fitter.done < fitter.total:
-        fitter.step()
-    _, _, believed = fitter.result()
+    believed = _believed(wrong, config)
 
     def off(rotations: torch.Tensor) -> torch.Tensor:
         """Mean distance of wrists and ankles from the true ones, metres."""
@@ -386,19 +392,15 @@ def test_refinement_brings_wrong_cameras_nearer_to_the_true_ones(capture: Captur
     )
     wrong = replace(capture, camera=camera)
     config = replace(CONFIG, steps=300, refine_rate=3e-3)
-    fitter = VoxelFitter(wrong, capsule_body(), config, seed=0)
-    while fitter.done < fitter.total:
-        fitter.step()
-    _, _, believed = fitter.result()
+    believed = _believed(wrong, config)
 
-    def seen_at(capture: Capture) -> torch.Tensor:
-        poses = capture.poses
-        posed = capsule_body()(poses.rotations, capture.shape[None], poses.translation)
-        return project(capture.camera, posed.joints)
+    def seen_at(some: Capture) -> torch.Tensor:
+        posed = capsule_body()(some.poses.rotations, some.shape[None], some.poses.translation)
+        return project(some.camera, posed.joints)
 
-    def off(capture_: Capture) -> torch.Tensor:
+    def off(some: Capture) -> torch.Tensor:
         """Mean distance of all joints from where they are, pixels."""
-        return (seen_at(capture_) - seen_at(capture)).norm(dim=-1)[~capture.held_out].mean()
+        return (seen_at(some) - seen_at(capture)).norm(dim=-1)[~capture.held_out].mean()
 
     assert off(wrong) > 1
     assert off(believed) < 0.6 * off(wrong)
